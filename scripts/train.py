@@ -1,0 +1,11 @@
+"""Train a student, with or without a teacher. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sr_distill.cli.train import entry  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,28 @@
+"""Commands: ``sr-distill train | evaluate | inference``, and the scripts of the same names."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a student, with or without a teacher",
+    "evaluate": "measure models on benchmark sets",
+    "inference": "upscale images",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console command ``sr-distill``."""
+    from .common import run_command
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in COMMANDS:
+        command = importlib.import_module(f".{given[0]}", __package__)
+        return run_command(command.main, given[1:])
+    print("usage: sr-distill COMMAND ...\n")
+    for name, what in COMMANDS.items():
+        print(f"  {name:10} {what}")
+    print("\nsr-distill COMMAND --help says more.")
+    return 0 if not given or given[0] in ("-h", "--help") else 2

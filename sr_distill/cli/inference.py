@@ -1,0 +1,60 @@
+"""Upscale images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..devices import pick_device
+from ..errors import UserError
+from ..infer import find_inputs, output_paths, upscale_file
+from ..zoo import ZOO, open_model
+from .common import add_device, run_command
+
+DEFAULT_MODEL = "mobile_sr_x4"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``inference.py -i FILE_OR_FOLDER -o FOLDER [--model M] [--device auto]``."""
+    parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files.")
+    parser.add_argument("-i", "--input", type=Path, required=True, metavar="PATH", help="an image, or a folder of images")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
+                        help=f"name of the zoo ({', '.join(ZOO)}), our .safetensors, or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale")
+    parser.add_argument("--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)")
+    add_device(parser)
+    args = parser.parse_args(arguments)
+    if args.tile < 0:
+        raise UserError(f"--tile {args.tile}: must be 0 or more.")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"-o {args.output} is a file; name a folder.")
+
+    device = pick_device(args.device)
+    files = find_inputs(args.input)
+    model = open_model(args.model, args.scale)
+    targets = output_paths(files, args.input, args.output, model.spec.scale)
+    failed = 0
+    for source, target in tqdm(list(zip(files, targets)), unit="image", disable=None if len(files) > 1 else True, dynamic_ncols=True):
+        try:
+            width, height = upscale_file(model, source, target, device, args.tile)
+            tqdm.write(f"{target} ({width}x{height})")
+        except UserError as error:
+            failed += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        except torch.OutOfMemoryError:
+            failed += 1
+            tqdm.write(f"error: {source}: not enough memory on {device}; try a smaller --tile.", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(files)} images could not be upscaled.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def entry() -> int:
+    """Entry point of scripts/inference.py."""
+    return run_command(main)

@@ -1,0 +1,130 @@
+"""Measure models on benchmark sets by the protocol of the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import to_uint8
+from ..errors import UserError
+from ..features import lpips_network
+from ..models import SRModel
+from .metrics import psnr_y, ssim_y
+from .sets import BenchmarkImage, BenchmarkSet
+
+
+def metric_names(scale: int, lpips: str = "alex") -> tuple[str, str, str]:
+    """Names that carry their convention: luma, border cut by the scale, LPIPS backbone."""
+    return f"psnr_y_b{scale}", f"ssim_y_b{scale}", f"lpips_{lpips}"
+
+
+def describe_protocol(scale: int, lpips: str | None) -> list[str]:
+    """The protocol in sentences, printed with every table."""
+    lines = [
+        "PSNR and SSIM: per image, then the mean over images; output clipped and rounded to 8 bits; Y of BT.601 (16-235), "
+        f"not rounded; border of {scale} pixels (the scale) cut off.",
+        "SSIM: Gaussian window 11x11, sigma 1.5, no padding. Gray images are converted like colour ones.",
+        "LR: the set's own files (MATLAB bicubic), or made by MATLAB-like bicubic with antialiasing, rounded to 8 bits.",
+    ]
+    if lpips is not None:
+        lines.append(f"LPIPS: v0.1, backbone {lpips}, on the whole RGB image; lower is better.")
+    return lines
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured on one image; ``lpips`` is None where it could not be."""
+
+    image: str
+    psnr: float
+    ssim: float
+    lpips: float | None
+
+
+@dataclass
+class SetResult:
+    """One model on one set: a score per image, and sentences about images that could not be measured."""
+
+    model: str
+    set: str
+    scores: list[Score] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over images of psnr, ssim or lpips. Infinite PSNRs (identical images) are left out; None if nothing is left."""
+        values = [getattr(score, metric) for score in self.scores]
+        kept = [value for value in values if value is not None and value != float("inf")]
+        return sum(kept) / len(kept) if kept else None
+
+
+def find_lpips(choice: str) -> tuple[str | None, str | None]:
+    """Choose the LPIPS backbone.
+
+    Args:
+        choice: alex, vgg, squeeze; 'auto': the first of alex, squeeze, vgg whose weights can be had; 'none'.
+
+    Returns:
+        The backbone, or None, and a sentence about what is missing, or None.
+    """
+    if choice == "none":
+        return None, None
+    reason = None
+    for network in ("alex", "squeeze", "vgg") if choice == "auto" else (choice,):
+        try:
+            lpips_network(network)
+            return network, None
+        except UserError as error:
+            reason = reason or f"LPIPS is not measured: {error}"
+    return None, reason
+
+
+@torch.no_grad()
+def evaluate_set(
+    model: SRModel,
+    benchmark: BenchmarkSet,
+    device: torch.device,
+    lpips: str | None = None,
+    on_image: Callable[[str], None] = lambda name: None,
+) -> SetResult:
+    """Measure one model on one set.
+
+    An image that cannot be measured is put down in ``problems``, and the others are measured all the same.
+
+    Args:
+        model: in eval mode; moved to ``device``.
+        lpips: backbone, None: not measured.
+        on_image: called with each image's name when it is done.
+    """
+    model = model.to(device)
+    network = lpips_network(lpips).to(device) if lpips else None
+    result = SetResult(model.spec.name, benchmark.name)
+    for image in benchmark.images:
+        try:
+            result.scores.append(_score(model, image, device, network))
+        except (UserError, ValueError) as error:
+            result.problems.append(str(error) if isinstance(error, UserError) else f"{image.hr}: {error}.")
+        except torch.OutOfMemoryError:
+            result.problems.append(f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image.")
+        on_image(image.name)
+    return result
+
+
+def upscale_whole(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
+    """uint8 (3, h, w) to uint8 (3, h*scale, w*scale) on ``device``, the whole image at once."""
+    return to_uint8(model(lr.to(device).float().div(255.0).unsqueeze(0))[0])
+
+
+def _score(model: SRModel, image: BenchmarkImage, device: torch.device, network: nn.Module | None) -> Score:
+    scale = model.spec.scale
+    lr, hr = image.load(scale)
+    sr = upscale_whole(model, lr, device).unsqueeze(0)
+    hr = hr.to(device).unsqueeze(0)
+    distance = None
+    if network is not None:
+        distance = network(sr.float() / 255.0, hr.float() / 255.0, normalize=True).item()
+    if device.type == "mps":  # has no float64
+        sr, hr = sr.cpu(), hr.cpu()
+    return Score(image.name, psnr_y(sr, hr, scale).item(), ssim_y(sr, hr, scale).item(), distance)

@@ -1,0 +1,94 @@
+"""Benchmark sets: HR images with their LR images, which are made where they are absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..data import embedded
+from ..data.bicubic import downscale_to_uint8
+from ..data.images import list_images, read_rgb, to_tensor
+from ..errors import UserError
+from ..files import DATA_ROOT_VARIABLE
+
+
+@dataclass(frozen=True)
+class BenchmarkImage:
+    """One image of a set; ``lr`` is None where LR is made from HR."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+    def load(self, scale: int) -> tuple[Tensor, Tensor]:
+        """LR and HR as uint8 (3, h, w) and (3, h*scale, w*scale); HR is cut to a multiple of the scale first.
+
+        Raises:
+            UserError: a file cannot be read, or the sizes do not fit.
+        """
+        hr = to_tensor(read_rgb(self.hr))
+        height, width = (size // scale for size in hr.shape[-2:])
+        hr = hr[:, : height * scale, : width * scale]
+        if min(height, width) == 0:
+            raise UserError(f"{self.hr}: too small for scale {scale}.")
+        if self.lr is None:
+            return downscale_to_uint8(hr, scale), hr
+        lr = to_tensor(read_rgb(self.lr))
+        if lr.shape[-2:] != (height, width):
+            raise UserError(
+                f"{self.lr} has {lr.shape[-1]}x{lr.shape[-2]} pixels, but {self.hr} at scale {scale} needs {width}x{height}."
+            )
+        return lr, hr
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A named list of images."""
+
+    name: str
+    images: list[BenchmarkImage]
+
+    @property
+    def made_lr(self) -> int:
+        """How many LR images are made from HR."""
+        return sum(image.lr is None for image in self.images)
+
+
+def open_set(name: str, scale: int, root: Path | None) -> BenchmarkSet:
+    """Find a benchmark set.
+
+    Args:
+        name: 'embedded', a set below ``root/benchmarks`` (or ``root``), or a folder. A set is a folder with ``HR/`` and, if LR is
+            there too, ``LR_bicubic/X<scale>/<name>x<scale>.png`` as DIV2K has it; a folder without ``HR/`` is taken as HR images.
+        scale: upscaling factor.
+        root: data root; None: ``name`` must be 'embedded' or a folder.
+
+    Raises:
+        UserError: there is no such set, or it is empty; names the sets that there are.
+    """
+    if name == embedded.NAME:
+        return BenchmarkSet(name, [BenchmarkImage(path.stem, path, None) for path in embedded.held_out_photos()])
+    folder = _folder(name, root)
+    hr_folder = folder / "HR" if (folder / "HR").is_dir() else folder
+    images = [BenchmarkImage(path.stem, path, _lr_of(path.stem, folder, scale)) for path in list_images(hr_folder)]
+    if not images:
+        raise UserError(f"{hr_folder}: this set holds no image.")
+    return BenchmarkSet(folder.name, images)
+
+
+def _folder(name: str, root: Path | None) -> Path:
+    places = ([root / "benchmarks" / name, root / name] if root else []) + [Path(name).expanduser()]
+    for place in places:
+        if place.is_dir():
+            return place
+    known = sorted({path.name for base in places[:-1] if base.parent.is_dir() for path in base.parent.iterdir() if (path / "HR").is_dir()})
+    there = f" Sets there: {', '.join(known)}." if known else ""
+    hint = "" if root else f" Say where benchmarks lie: --data-root DIR, or the environment variable {DATA_ROOT_VARIABLE}."
+    raise UserError(f"there is no set '{name}'; looked for {', '.join(str(place) for place in places)}.{there}{hint}")
+
+
+def _lr_of(stem: str, folder: Path, scale: int) -> Path | None:
+    path = folder / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png"
+    return path if path.is_file() else None

@@ -1,0 +1,21 @@
+"""Networks: built by name, loaded from files, and seen by everybody else as RGB in [0, 1]."""
+
+from .base import Architecture, ModelSpec, SRModel, bicubic_model
+from .files import load_model, model_key, save_model
+from .registry import ARCHITECTURES, STUDENTS, TEACHERS, build_model
+from .teacher import Teacher
+
+__all__ = [
+    "ARCHITECTURES",
+    "STUDENTS",
+    "TEACHERS",
+    "Architecture",
+    "ModelSpec",
+    "SRModel",
+    "Teacher",
+    "bicubic_model",
+    "build_model",
+    "load_model",
+    "model_key",
+    "save_model",
+]

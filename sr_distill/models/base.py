@@ -1,0 +1,127 @@
+"""What a network promises, and the wrapper through which everybody else sees it: RGB in [0, 1], any size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..data.bicubic import imresize, mirrored
+from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
+from .blocks import collapse
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network family, as the registries list it.
+
+    Attributes:
+        build: ``build(options, scale) -> nn.Module`` for this family's options class.
+        scales: upscaling factors it can be built for.
+        value_range: the network's own range of values is [0, value_range].
+        size_multiple: a function of the options and the scale; inputs are padded to a multiple of its result.
+        min_size: smallest side of an input; smaller ones are padded.
+        recognise: options (as a dict) and possible scales read off the shapes of a published checkpoint, or None if it is
+            another network's. May raise KeyError, IndexError or ValueError, which count as None.
+    """
+
+    build: Callable[[Any, int], nn.Module]
+    scales: tuple[int, ...] = (2, 3, 4)
+    value_range: float = 1.0
+    size_multiple: Callable[[Any, int], int] = field(default=lambda options, scale: 1)
+    min_size: int = 1
+    recognise: Callable[[StateDict], tuple[dict[str, Any], tuple[int, ...]] | None] | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The contract of one network. ``architecture`` holds the options that rebuild it, None for a foreign network."""
+
+    name: str
+    scale: int
+    color: Literal["rgb", "y"] = "rgb"
+    value_range: float = 1.0
+    size_multiple: int = 1
+    min_size: int = 1
+    architecture: Any = None
+
+
+class SRModel(nn.Module):
+    """A super-resolution network with its contract.
+
+    ``forward`` takes RGB (B, 3, H, W) in [0, 1] of any size and returns RGB (B, 3, H*scale, W*scale), not clipped. It converts
+    to the network's value range, pads to the sizes it accepts and cuts the padding off again. For ``color: y`` the network
+    upscales BT.601 luma and chroma is upscaled by bicubic, as FSRCNN and ECBSR were published.
+
+    Attributes:
+        autocast: dtype to which the network itself is autocast (bfloat16), None for full precision. The conversion of colours
+            and everything outside stay in float32.
+    """
+
+    def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.spec = spec
+        self.autocast: torch.dtype | None = None
+
+    def renamed(self, name: str) -> SRModel:
+        """The same network under another name (in tables)."""
+        renamed = SRModel(self.net, dataclasses.replace(self.spec, name=name))
+        renamed.autocast = self.autocast
+        return renamed.train(self.training)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights in the form that is deployed (re-parameterised blocks collapsed)."""
+        return sum(parameter.numel() for parameter in collapse(self.net).parameters())
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Upscale RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale)."""
+        if self.spec.color == "rgb":
+            return self._run(lr)
+        ycbcr = rgb_to_ycbcr(lr)
+        chroma = imresize(ycbcr[:, 1:], self.spec.scale)
+        return ycbcr_to_rgb(torch.cat([self._run(ycbcr[:, :1]), chroma], dim=1))
+
+    def _run(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        image = _pad(image, self.spec.size_multiple, self.spec.min_size)
+        value_range = self.spec.value_range
+        with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            out = self.net(image if value_range == 1.0 else image * value_range)
+        out = out.to(image.dtype)[..., : height * self.spec.scale, : width * self.spec.scale]
+        return out if value_range == 1.0 else out / value_range
+
+
+def bicubic_model(scale: int) -> SRModel:
+    """MATLAB-like bicubic upscaling in the place of a network: the row that every table begins with."""
+    return SRModel(_Bicubic(scale), ModelSpec(name="bicubic", scale=scale)).eval()
+
+
+class _Bicubic(nn.Module):
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return imresize(x, self.scale)
+
+
+def _pad(image: Tensor, multiple: int, smallest: int) -> Tensor:
+    """Continue the image at the right and bottom by its mirror image, as often as needed."""
+    for dim in (-2, -1):
+        size = image.shape[dim]
+        padded = _padded(size, multiple, smallest)
+        if padded != size:
+            image = image.index_select(dim, mirrored(torch.arange(padded, device=image.device), size))
+    return image
+
+
+def _padded(size: int, multiple: int, smallest: int) -> int:
+    return -(-max(size, smallest) // multiple) * multiple

@@ -1,0 +1,1 @@
+"""Small published networks, written from their papers so that the authors' checkpoints load strictly."""

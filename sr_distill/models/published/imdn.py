@@ -1,0 +1,94 @@
+"""IMDN, winner of the AIM 2019 constrained super-resolution challenge."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...options.architectures import IMDN as IMDNOptions
+from ..base import Architecture, StateDict
+
+
+class _ContrastAttention(nn.Module):
+    """Contrast-aware channel attention: weights from the standard deviation plus the mean of each channel."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(num_feat, num_feat // 16, 1), nn.ReLU(), nn.Conv2d(num_feat // 16, num_feat, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        # eps inside the root: a flat channel has a finite gradient.
+        deviation = ((x - mean).square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
+        return x * self.conv_du(deviation + mean)
+
+
+class _Block(nn.Module):
+    """Information multi-distillation block: a quarter of the channels is kept after each of four convolutions."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.kept = num_feat // 4
+        rest = num_feat - self.kept
+        self.c1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c2 = nn.Conv2d(rest, num_feat, 3, padding=1)
+        self.c3 = nn.Conv2d(rest, num_feat, 3, padding=1)
+        self.c4 = nn.Conv2d(rest, self.kept, 3, padding=1)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.cca = _ContrastAttention(num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, rest = [], x
+        for conv in (self.c1, self.c2, self.c3):
+            out = F.leaky_relu(conv(rest), 0.05)
+            kept.append(out[:, : self.kept])
+            rest = out[:, self.kept :]
+        kept.append(self.c4(rest))
+        return self.c5(self.cca(torch.cat(kept, dim=1))) + x
+
+
+class IMDN(nn.Module):
+    """Information multi-distillation network; RGB in [0, 1]. The blocks are ``IMDB1`` ... as in the authors' checkpoints.
+
+    Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network", ACM MM 2019.
+    """
+
+    def __init__(self, scale: int, num_feat: int, num_block: int) -> None:
+        super().__init__()
+        self.fea_conv = nn.Conv2d(3, num_feat, 3, padding=1)
+        for index in range(1, num_block + 1):
+            self.add_module(f"IMDB{index}", _Block(num_feat))
+        self.num_block = num_block
+        self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05))
+        self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsampler = nn.Sequential(nn.Conv2d(num_feat, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale (B, 3, H, W) to (B, 3, H*scale, W*scale)."""
+        first = self.fea_conv(x)
+        outs, out = [], first
+        for index in range(1, self.num_block + 1):
+            out = self.get_submodule(f"IMDB{index}")(out)
+            outs.append(out)
+        return self.upsampler(self.LR_conv(self.c(torch.cat(outs, dim=1))) + first)
+
+
+def _build(options: IMDNOptions, scale: int) -> nn.Module:
+    return IMDN(scale, options.num_feat, options.num_block)
+
+
+def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+    if "IMDB1.cca.conv_du.0.weight" not in state or state["fea_conv.weight"].shape[1] != 3:
+        return None
+    num_block = sum(key.endswith(".c5.weight") for key in state)
+    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+    return {"num_feat": state["fea_conv.weight"].shape[0], "num_block": num_block}, (scale,)
+
+
+ARCHITECTURE = Architecture(_build, recognise=_recognise)

@@ -1,0 +1,57 @@
+"""mobile_sr: plain 3x3 convolutions, a nearest-neighbour anchor and a clipped image-space residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...options.architectures import MobileSR as MobileSROptions
+from ..base import Architecture
+
+
+class MobileSR(nn.Module):
+    """``clip(shuffle(body(x) + repeat(x)))``: what every phone runtime runs without a fallback.
+
+    ``body`` is num_block + 2 convolutions of 3x3; ``repeat`` gives each channel scale^2 times, which after PixelShuffle is the
+    nearest-neighbour upscaled input. The image-space residual and the clip keep the output in range after quantisation to
+    8 bits. The clip is left out in training, where it would stop the gradient of pixels that are out of range.
+
+    Args:
+        channels: 3 for RGB, 1 for luma; values in [0, 1].
+
+    Source of the anchor: Du et al., "Anchor-based Plain Net for Mobile Image Super-Resolution", CVPRW 2021.
+    """
+
+    def __init__(self, scale: int, channels: int, num_feat: int, num_block: int, activation: str) -> None:
+        super().__init__()
+        self.scale = scale
+        layers: list[nn.Module] = []
+        for index in range(num_block + 1):
+            layers.append(nn.Conv2d(num_feat if index else channels, num_feat, 3, padding=1))
+            layers.append(nn.PReLU(num_feat) if activation == "prelu" else nn.ReLU())
+        layers.append(nn.Conv2d(num_feat, channels * scale**2, 3, padding=1))
+        self.body = nn.Sequential(*layers)
+        self.upsampler = nn.PixelShuffle(scale)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale (B, channels, H, W) to (B, channels, H*scale, W*scale)."""
+        sr = self.upsampler(self.body(x) + x.repeat_interleave(self.scale**2, dim=1))
+        return sr if self.training else sr.clamp(0, 1)
+
+    def _initialise(self) -> None:
+        """He et al. 2015, so that the signal survives the depth; the last layer small: the start is near the anchor."""
+        convs = [layer for layer in self.body if isinstance(layer, nn.Conv2d)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            convs[-1].weight.mul_(0.1)
+
+
+def _build(options: MobileSROptions, scale: int) -> nn.Module:
+    channels = 3 if options.color == "rgb" else 1
+    return MobileSR(scale, channels, options.num_feat, options.num_block, options.activation)
+
+
+ARCHITECTURE = Architecture(_build)

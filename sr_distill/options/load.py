@@ -1,0 +1,200 @@
+"""Read a YAML file and ``key.path=value`` overrides into :class:`RunOptions`, reporting all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ..errors import UserError
+from .schema import RunOptions
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML reads ``1e-4`` as a string), and a repeated key is an error instead of a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int)) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
+            seen.add(key if isinstance(key, (str, int)) else str(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
+    """Read the options of a run.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.path=value`` each, as ``train.total_steps=500`` or ``losses.0.weight=0.5``.
+
+    Raises:
+        UserError: the file cannot be read, or an option is wrong; every problem is listed with its key path.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot read the options file {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file (UTF-8): {error.reason}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, got {type(tree).__name__}.")
+    for override in overrides:
+        _apply_override(tree, override)
+    return validate(RunOptions, tree, str(path))
+
+
+def validate(kind: Any, tree: Any, source: str) -> Any:
+    """Check ``tree`` (plain dicts and lists) against an options class or a union of them.
+
+    Raises:
+        UserError: lists every problem: key path, value, what is allowed, the nearest match.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        problems = [_explain(kind, problem) for problem in error.errors()]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def dump_options(options: BaseModel) -> str:
+    """The options as YAML; reading it again gives the same options."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"'{override}' is not an override: write key.path=value, as in train.total_steps=500.")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"'{override}': the value is not valid YAML: {' '.join(str(error).split())}") from error
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _step_into(node, part, ".".join(parents[: depth + 1]), override)
+    if isinstance(node, list):
+        node[_list_index(node, last, key, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"'{override}': {'.'.join(parents)} is a plain value, it has no key '{last}'.")
+
+
+def _step_into(node: Any, part: str, path: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, part, path, override)]
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
+    raise UserError(f"'{override}': there is no '{path}' to set something in.")
+
+
+def _list_index(node: list[Any], part: str, path: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"'{override}': {path}: a list of {len(node)} is indexed with a number from 0 to {len(node) - 1}.")
+    return int(part)
+
+
+def _explain(kind: Any, problem: Any) -> str:
+    """One line for one of pydantic's problems."""
+    path, classes = _walk(kind, problem["loc"])
+    where, value = ".".join(path) or "options", problem["input"]
+    code, context = problem["type"], problem.get("ctx", {})
+    if code == "extra_forbidden":
+        allowed = sorted({name for cls in classes for name in cls.model_fields})
+        return f"{where}: unknown key.{_nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}."
+    if code == "missing":
+        described = [cls.model_fields[path[-1]].description for cls in classes if path[-1] in cls.model_fields]
+        return f"{where}: missing. {described[0] if described else ''}".rstrip()
+    if code in ("union_tag_invalid", "union_tag_not_found"):
+        allowed = re.findall(r"'([^']+)'", context.get("expected_tags", "")) or _tags(kind, problem["loc"])
+        given = context.get("tag")
+        if given is None:
+            return f"{where}.type: missing. Allowed: {', '.join(allowed)}."
+        return f"{where}.type: got '{given}'.{_nearest(given, allowed)} Allowed: {', '.join(allowed)}."
+    if code == "literal_error":
+        allowed = re.findall(r"'[^']*'|[^\s,]+", context["expected"].replace(" or ", ", "))
+        plain = [text.strip("'") for text in allowed]
+        return f"{where}: got {value!r}.{_nearest(str(value), plain)} Allowed: {', '.join(plain)}."
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if code == "value_error":
+        return f"{where}: {message}."
+    return f"{where}: got {_short(value)}; expected {message}."
+
+
+def _short(value: Any) -> str:
+    text = f"{value!r} ({type(value).__name__})" if isinstance(value, (str, bool)) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _nearest(given: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow pydantic's location through the options classes.
+
+    Returns the key path as the user wrote it (pydantic puts the tag of a union into it) and the classes in which
+    the last key was looked up.
+    """
+    current, path, owners = [kind], [], []
+    for part in location:
+        classes = [cls for annotation in current for cls in _models(annotation)]
+        if isinstance(part, int):
+            path.append(str(part))
+            continue
+        tagged = [cls for cls in classes if len(classes) > 1 and part in _literal(cls)]
+        if tagged:
+            current = tagged
+            continue
+        owners = classes
+        path.append(part)
+        current = [cls.model_fields[part].annotation for cls in classes if part in cls.model_fields]
+    return path, owners
+
+
+def _tags(kind: Any, location: Sequence[int | str]) -> list[str]:
+    current = [kind]
+    for part in location:
+        if isinstance(part, str):
+            current = [cls.model_fields[part].annotation for a in current for cls in _models(a) if part in cls.model_fields]
+    return [tag for annotation in current for cls in _models(annotation) for tag in _literal(cls)]
+
+
+def _literal(cls: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(cls.model_fields["type"].annotation) if "type" in cls.model_fields else ()
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The options classes inside an annotation: of a union, a list, an optional."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, types.UnionType, list, dict):
+        for inner in get_args(annotation):
+            yield from _models(inner)

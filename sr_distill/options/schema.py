@@ -1,0 +1,159 @@
+"""The options of a training run, as they stand in a YAML file; every field says what it means."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .architectures import ArchitectureOptions
+from .base import Options
+from .losses import LossOptions
+
+Scale = Literal[2, 3, 4]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+class TeacherOptions(Options):
+    """The network that is imitated; it is never trained."""
+
+    model: str = Field(description="Name of a model of the zoo, one of our .safetensors, or a checkpoint file.")
+    architecture: ArchitectureOptions | None = Field(
+        None, description="Which network the checkpoint belongs to, for a file that does not say so and is not recognised."
+    )
+    cache: bool = Field(
+        True,
+        description="Compute the teacher's whole-image outputs once, store them as 8 bits beside the LR images and crop them "
+        "in step with these. False: run the teacher on every crop.",
+    )
+
+
+class SourceOptions(Options):
+    """One folder of training photographs, searched recursively."""
+
+    hr: str = Field(description="Folder of HR photos, below the working folder or SR_DISTILL_DATA; 'embedded': the photos inside scikit-image.")
+    lr: str | None = Field(None, description="Folder of LR images with the same names (or NAMEx4); None: LR made by MATLAB-like bicubic.")
+    downscale: int = Field(1, ge=1, le=8, description="Shrink the photos by this factor first: cleaner HR from large, soft or noisy photos.")
+
+    @model_validator(mode="after")
+    def _shrink_only_made_lr(self) -> SourceOptions:
+        if self.lr is not None and self.downscale != 1:
+            raise ValueError("downscale needs LR made from the HR photos: leave out lr, or set downscale to 1")
+        return self
+
+
+class DataOptions(Options):
+    """What to train on."""
+
+    train: list[SourceOptions] = Field(min_length=1, description="Folders of training photos.")
+    lr_size: int = Field(32, ge=8, description="Side of a training crop, in LR pixels; the HR crop is lr_size x scale.")
+    batch_size: int = Field(16, ge=1, description="Crops in a step, over all processes together.")
+    on_unreadable: Literal["stop", "skip"] = Field("stop", description="What to do about an image that cannot be used; it is named either way.")
+    cache_dir: str = Field("datasets/cache", description="Folder for the decoded pairs and the teacher's outputs.")
+    workers: int = Field(0, ge=0, description="Processes that cut crops; 0: the training process itself (fast enough for most students).")
+
+
+class ScheduleOptions(Options):
+    """Learning rate as a function of the step."""
+
+    type: Literal["constant", "cosine", "multistep"] = Field("cosine", description="Shape after the warm-up.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
+    min_factor: float = Field(0.01, ge=0, le=1, description="cosine: the last learning rate, as a factor of the first.")
+    milestones: list[int] = Field([], description="multistep: steps at which the learning rate is multiplied by gamma.")
+    gamma: float = Field(0.5, gt=0, le=1, description="multistep: the factor at each milestone.")
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: list[int]) -> list[int]:
+        if value != sorted(set(value)) or any(step < 1 for step in value):
+            raise ValueError("milestones must be positive and ascending")
+        return value
+
+    @model_validator(mode="after")
+    def _milestones_for_multistep(self) -> ScheduleOptions:
+        if (self.type == "multistep") != bool(self.milestones):
+            raise ValueError("milestones belong to type multistep, which needs at least one")
+        return self
+
+
+class OptimizerOptions(Options):
+    """How weights are updated."""
+
+    type: Literal["adam", "adamw"] = Field("adam", description="Adam, or Adam with decoupled weight decay.")
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
+    betas: list[float] = Field([0.9, 0.99], min_length=2, max_length=2, description="Decay of the two moments.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    clip_grad_norm: float | None = Field(None, gt=0, description="Largest norm of the gradient; None: no clipping.")
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: list[float]) -> list[float]:
+        if any(not 0 <= beta < 1 for beta in value):
+            raise ValueError("betas must be at least 0 and below 1")
+        return value
+
+
+class TrainOptions(Options):
+    """How long, how precisely, and what is written when."""
+
+    total_steps: int = Field(ge=1, description="Optimizer steps of the run.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which are validated and saved; 0: the weights themselves.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast the student and the teacher to bfloat16.")
+    channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
+    compile: bool = Field(False, description="torch.compile the student; pays off on a GPU in long runs.")
+    log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
+    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(3, ge=1, description="How many of the last checkpoints stay.")
+
+
+class ValidationOptions(Options):
+    """What the student is measured on while it trains; the best one is saved."""
+
+    set: str = Field(description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, a folder laid out like these, or 'embedded'.")
+    every: int = Field(1000, ge=1, description="Steps between validations; there is always one at the end.")
+
+
+class RunOptions(Options):
+    """A training run: distillation, or plain training when there is no teacher."""
+
+    name: str = Field(description="Name of the run; its files go to <output_dir>/<name>/.")
+    scale: Scale = Field(description="Upscaling factor.")
+    seed: int = Field(0, ge=0, description="Seed of the weights and of the crops.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    output_dir: str = Field("experiments", description="Folder of the runs.")
+    student: ArchitectureOptions = Field(description="The network to train.")
+    init_from: str | None = Field(None, description="A .safetensors of the same network to start from; None: random weights.")
+    teacher: TeacherOptions | None = Field(None, description="The network to distil from; None: plain training.")
+    data: DataOptions = Field(description="What to train on.")
+    losses: list[LossOptions] = Field(min_length=1, description="The objective: a weighted sum of terms.")
+    optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How weights are updated.")
+    schedule: ScheduleOptions = Field(ScheduleOptions(), description="Learning rate as a function of the step.")
+    train: TrainOptions = Field(description="How long, how precisely, and what is written when.")
+    validation: ValidationOptions | None = Field(None, description="What the student is measured on; None: the last weights are saved.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("a name is made of letters, digits, '.', '_' and '-', and starts with a letter or digit")
+        return value
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True where a term of the objective looks at the teacher."""
+        return any(term.against == "teacher" for term in self.losses)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunOptions:
+        if self.needs_teacher and self.teacher is None:
+            raise ValueError("a loss compares with the teacher (against: teacher), but there is no teacher: add teacher.model")
+        if self.teacher is not None and not self.needs_teacher:
+            raise ValueError("there is a teacher, but no loss uses it: add a loss with 'against: teacher', or remove the teacher")
+        if all(term.weight == 0 for term in self.losses):
+            raise ValueError("every loss has weight 0: nothing would be learned")
+        repeated = [label for label, count in Counter(term.label for term in self.losses).items() if count > 1]
+        if repeated:
+            raise ValueError(f"several losses are called {', '.join(repeated)}: give each a 'name' of its own")
+        return self

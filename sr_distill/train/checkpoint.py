@@ -1,0 +1,51 @@
+"""Checkpoints: written atomically, the last few kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..files import atomic_path
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write ``folder/step_<step>.pt`` and delete all but the last ``keep`` checkpoints.
+
+    Raises:
+        UserError: the file cannot be written; earlier checkpoints are untouched.
+    """
+    path = folder / f"step_{step:08d}.pt"
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch reports a full disk as RuntimeError
+            raise UserError(f"cannot write {path}: {' '.join(str(error).split())[:200]}.") from error
+    for old in _all(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - damaged files raise many kinds
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): delete it to resume from the one before.") from error
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))

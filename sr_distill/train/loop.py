@@ -1,0 +1,276 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import PairStore, StepBatches, step_loader
+from ..errors import UserError
+from ..models import SRModel, Teacher, save_model
+from ..options import RunOptions
+from .checkpoint import load_checkpoint, save_checkpoint
+from .ema import EMA
+from .log import MetricsLog
+from .run_folder import RunFolder
+from .schedule import learning_rate_at
+from .task import DistillationTask, teacher_output, term_vector
+
+Validate = Callable[[SRModel], dict[str, float]]
+"""Measures a student; the first value is the one that decides which student is best (higher is better)."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a request to end: the state is saved, and the message says how to go on."""
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on, besides weights."""
+
+    step: int = 0
+    best: float = float("-inf")
+    best_step: int = 0
+
+
+class Trainer:
+    """Trains a student on stored pairs, with or without a teacher.
+
+    Args:
+        options: the options of the run.
+        folder: where its files go.
+        student: the model to train, with its starting weights.
+        teacher: the frozen teacher, None for plain training or where its outputs are in ``store``.
+        store: the training pairs.
+        accelerator: devices and processes; created once by the caller.
+        validate: measures a student, or None.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        folder: RunFolder,
+        student: SRModel,
+        teacher: Teacher | None,
+        store: PairStore,
+        accelerator: Accelerator,
+        validate: Validate | None = None,
+    ) -> None:
+        processes = accelerator.num_processes
+        if options.data.batch_size % processes:
+            raise UserError(f"data.batch_size {options.data.batch_size} cannot be divided among {processes} processes.")
+        self.options, self.folder, self.accelerator, self.validate = options, folder, accelerator, validate
+        self._layout = torch.channels_last if options.train.channels_last else torch.contiguous_format
+        self.student = student.to(accelerator.device, memory_format=self._layout)
+        self.ema = EMA(self.student, options.train.ema)
+        self.student.autocast = torch.bfloat16 if options.train.precision == "bf16" else None
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.to(accelerator.device, memory_format=self._layout)
+            teacher.model.autocast = self.student.autocast
+        task = DistillationTask(self.student, options.losses)
+        optimizer = _make_optimizer(options, self.student)
+        if options.train.compile:
+            self.student.net.compile()
+        self.task, self.optimizer = accelerator.prepare(task, optimizer)
+        self.batches = StepBatches(
+            store, options.data.lr_size, options.data.batch_size, options.seed, accelerator.process_index, processes
+        )
+        self.progress = Progress()
+        self._labels = ["total", *(term.label for term in options.losses)]
+        self._pending: list[Tensor] = []
+        self._last_good: Path | None = None
+        self._stop = False
+
+    def resume(self, checkpoint: Path) -> None:
+        """Restore everything that :meth:`_save` saved.
+
+        Raises:
+            UserError: the checkpoint is damaged or belongs to another network.
+        """
+        state = load_checkpoint(checkpoint)
+        try:
+            self.student.load_state_dict(state["student"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
+            torch.set_rng_state(state["rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{checkpoint} does not fit this run ({' '.join(str(error).split())[:200]}).") from error
+        self._last_good = checkpoint
+
+    def run(self) -> Progress:
+        """Train to ``total_steps``; return where it ended and which step was best.
+
+        Raises:
+            Interrupted: Ctrl-C; a checkpoint was saved.
+            UserError: the loss is not finite, or a file cannot be written.
+        """
+        total_steps, main = self.options.train.total_steps, self.accelerator.is_main_process
+        log = MetricsLog(self.folder.path, self.progress.step) if main else None
+        loader = step_loader(self.batches, self.progress.step, total_steps, self.options.data.workers)
+        bar = tqdm(total=total_steps, initial=self.progress.step, unit="step", disable=not main, dynamic_ncols=True, desc=self.options.name)
+        self.task.train()
+        try:
+            with self._signals():
+                self._last_log = time.perf_counter()
+                for batch in loader:
+                    self._pending.append(self._step(batch))
+                    self.progress.step += 1
+                    bar.update()
+                    self._after_step(log, bar)
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+        return self.progress
+
+    def _step(self, batch: Any) -> Tensor:
+        batch = batch.to(self.accelerator.device, self.options.train.channels_last)
+        rate = learning_rate_at(
+            self.progress.step, self.options.optimizer.learning_rate, self.options.train.total_steps, self.options.schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total, terms = self.task(batch, teacher_output(batch, self.teacher))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(total)
+        if self.options.optimizer.clip_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.student.parameters(), self.options.optimizer.clip_grad_norm)
+        self.optimizer.step()
+        self.ema.update(self.student)
+        return term_vector(total, terms)
+
+    def _after_step(self, log: MetricsLog | None, bar: tqdm) -> None:
+        step, train, validation = self.progress.step, self.options.train, self.options.validation
+        last = step == train.total_steps
+        stop = self._asked_to_stop()
+        validate_now = validation is not None and self.validate is not None and (last or step % validation.every == 0)
+        save_now = last or stop or step % train.checkpoint_every == 0
+        if step % train.log_every == 0 or validate_now or save_now:
+            self._flush(log, bar)
+        if validate_now:
+            self._validate(log, bar)
+        if save_now:
+            self._save()
+            if validation is None:
+                self._save_student({})
+        if stop and not last:
+            raise Interrupted(
+                f"stopped after step {step}; the state is in {self._last_good}. Go on with the same command and --resume."
+            )
+
+    def _flush(self, log: MetricsLog | None, bar: tqdm) -> None:
+        """Fetch the losses of the steps since the last flush, check them, and log their means."""
+        if not self._pending:
+            return
+        first = self.progress.step - len(self._pending) + 1
+        values = self.accelerator.reduce(torch.stack(self._pending), reduction="mean").cpu()
+        self._check_finite(values, first)
+        seconds = time.perf_counter() - self._last_log
+        means = dict(zip(self._labels, values.mean(0).tolist()))
+        speed = len(self._pending) * self.options.data.batch_size / max(seconds, 1e-9)
+        self._pending, self._last_log = [], time.perf_counter()
+        rate = self.optimizer.param_groups[0]["lr"]
+        bar.set_postfix_str(", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s")
+        if log is not None:
+            log.write(self.progress.step, "train", {**means, "learning_rate": rate, "images_per_second": speed})
+
+    def _check_finite(self, values: Tensor, first: int) -> None:
+        bad = ~values.isfinite()
+        if not bad.any():
+            return
+        row = int(bad.any(1).nonzero()[0])
+        # The terms stand behind the total; a term that is not finite is the cause, the total only the sum.
+        column = int(bad[row].nonzero()[-1])
+        good = self._last_good or "none was saved yet"
+        raise UserError(
+            f"the loss is not finite: term '{self._labels[column]}' is {values[row, column]:g} at step {first + row}. "
+            f"Nothing was saved after that. Last good checkpoint: {good}. A lower optimizer.learning_rate, "
+            "optimizer.clip_grad_norm or train.precision fp32 may help."
+        )
+
+    def _validate(self, log: MetricsLog | None, bar: tqdm) -> None:
+        """Measure the averaged weights; keep them if they are the best so far."""
+        if self.accelerator.is_main_process and self.validate is not None:
+            started = time.perf_counter()
+            scores = self.validate(self.ema.module)
+            bar.write(f"step {self.progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            if log is not None:
+                log.write(self.progress.step, "validation", scores)
+            if next(iter(scores.values())) > self.progress.best:
+                self.progress.best, self.progress.best_step = next(iter(scores.values())), self.progress.step
+                self._save_student(scores)
+            self._last_log += time.perf_counter() - started
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "student": self.student.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": vars(self.progress),
+                "rng": torch.get_rng_state(),
+            }
+            path = save_checkpoint(self.folder.checkpoints, self.progress.step, state, self.options.train.keep_checkpoints)
+            self._last_good = path
+        self.accelerator.wait_for_everyone()
+
+    def _save_student(self, scores: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            notes = {
+                "run": self.options.name,
+                "step": str(self.progress.step),
+                "teacher": self.options.teacher.model if self.options.teacher else "",
+                **{name: f"{value:.4f}" for name, value in scores.items()},
+            }
+            save_model(self.ema.module, self.folder.student, notes)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) asks the loop to save and stop; a second one ends at once."""
+
+        def ask(number: int, frame: object) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: whoever started the thread handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether to stop now. Several processes agree at the steps that log, so that none waits for another for ever."""
+        if self.accelerator.num_processes == 1:
+            return self._stop
+        if self.progress.step % self.options.train.log_every:
+            return False
+        asked = torch.tensor(float(self._stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+
+
+def _make_optimizer(options: RunOptions, student: SRModel) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer.type]
+    return kind(
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
+        lr=options.optimizer.learning_rate,
+        betas=tuple(options.optimizer.betas),
+        weight_decay=options.optimizer.weight_decay,
+    )

@@ -1,0 +1,100 @@
+"""The folder of a run: ``<output_dir>/<name>/``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ..errors import UserError
+from ..files import write_text
+from ..options import RunOptions, dump_options, validate
+from .checkpoint import latest_checkpoint
+
+# Options that may differ between a run and its continuation without a word.
+_HARMLESS = ("device", "train.total_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers")
+# Options without which the saved state does not fit.
+_FIXED = ("scale", "student")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie."""
+
+    path: Path
+
+    @property
+    def options(self) -> Path:
+        """The resolved options."""
+        return self.path / "options.yml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """The trained model."""
+        return self.path / "student.safetensors"
+
+
+def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None, list[str]]:
+    """Make or continue the folder of a run.
+
+    Returns:
+        The folder, the checkpoint to go on from (None: from the start), and sentences to tell the user.
+
+    Raises:
+        UserError: the folder is there already and ``resume`` is not asked for; or there is nothing to resume; or the
+            options changed so that the saved state does not fit.
+    """
+    folder = RunFolder(Path(options.output_dir) / options.name)
+    if not resume:
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise UserError(
+                f"{folder.path} is there already: continue it with --resume, choose another name (name=...), or delete the folder."
+            )
+        write_text(folder.options, dump_options(options))
+        return folder, None, []
+    if not folder.options.exists():
+        raise UserError(f"nothing to resume: there is no run in {folder.path}. Start it without --resume.")
+    said = _compare(options, folder)
+    write_text(folder.options, dump_options(options))
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        said.append(f"{folder.checkpoints} holds no checkpoint yet: starting from step 0.")
+    return folder, checkpoint, said
+
+
+def _compare(options: RunOptions, folder: RunFolder) -> list[str]:
+    """Sentences about options that differ from those the run was started with."""
+    try:
+        tree = yaml.safe_load(folder.options.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{folder.options} cannot be read ({error}).") from error
+    before = _flat(validate(RunOptions, tree, str(folder.options)).model_dump(mode="json"))
+    now = _flat(options.model_dump(mode="json"))
+    said = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key) or key.startswith(_HARMLESS):
+            continue
+        change = f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+        if key.split(".")[0] in _FIXED:
+            raise UserError(f"cannot resume {folder.path} with other options: {change}.")
+        said.append(f"changed since the run was started: {change}.")
+    return said
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        items = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), inner) for index, inner in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for key, inner in items:
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,36 @@
+"""Trained weights that ship with the package, each with a card beside it that says how it was made."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import find
+from ..models import SRModel, load_model
+from ..options import ArchitectureOptions
+
+_FOLDER = Path(str(files(__package__)))
+
+ZOO: dict[str, Path] = {path.stem: path for path in sorted(_FOLDER.glob("*.safetensors"))}
+"""Models by name; the card of each is NAME.md in the same folder."""
+
+
+def open_model(name: str, scale: int | None = None, architecture: ArchitectureOptions | None = None) -> SRModel:
+    """Load the model that a user names: of the zoo, one of our files, or a published checkpoint.
+
+    Args:
+        name: a name of the zoo, or a path (also below SR_DISTILL_DATA).
+        scale: the scale that is wanted, None: whatever the file says.
+        architecture: the network, for a checkpoint that does not tell.
+
+    Raises:
+        UserError: there is no such model, it cannot be read, or it is for another scale.
+    """
+    if name in ZOO:
+        return load_model(ZOO[name], scale, architecture)
+    try:
+        path = find(name, "model")
+    except UserError as error:
+        raise UserError(f"{error} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
+    return load_model(path, scale, architecture)
