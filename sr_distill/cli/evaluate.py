@@ -22,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate", description="PSNR-Y, SSIM-Y and LPIPS by the protocol of the papers, beside bicubic upscaling."
     )
-    parser.add_argument("--model", nargs="+", default=[], metavar="M", help="name of the zoo, our .safetensors, or a published checkpoint")
+    parser.add_argument("--model", nargs="+", default=[], metavar="M", help="name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="SET", help="Set5, Set14, ..., a folder, or 'embedded'")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), required=True)
     parser.add_argument("--data-root", type=Path, default=None, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)")
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "squeeze", "none"), default="auto", help="backbone of LPIPS; "
-                        "auto: the first of alex, squeeze, vgg whose weights can be had")  # fmt: skip
+                        "auto: the first of alex, squeeze, vgg whose weights are on this machine")  # fmt: skip
     parser.add_argument("--per-image", action="store_true", help="also print a row for every image")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write results.json and results.csv there")
     add_device(parser)
@@ -65,17 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_models(names: Sequence[str], scale: int) -> list[SRModel]:
-    """Load models and give each a name of its own for the table."""
-    models = []
-    for name in names:
-        model = open_model(name, scale)
-        path = Path(name)
-        label = path.stem if path.suffix else name
-        if path.stem == "student" and path.parent.name:
-            label = path.parent.name  # experiments/<run>/student.safetensors
-        models.append(model.renamed(label))
-    labels = [model.spec.name for model in models]
-    return [m.renamed(n) if labels.count(m.spec.name) > 1 else m for m, n in zip(models, names)]
+    """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
+
+    Raises:
+        UserError: a model cannot be loaded or is for another scale.
+    """
+    given = [name.rpartition("=") if "=" in name and not Path(name).exists() else ("", "", name) for name in names]
+    labels = [label or _short_name(name) for label, _, name in given]
+    clear = [name if labels.count(label) > 1 else label for label, (_, _, name) in zip(labels, given)]
+    return [open_model(name, scale).renamed(label) for label, (_, _, name) in zip(clear, given)]
+
+
+def _short_name(name: str) -> str:
+    """The file's name without its ending; the run's name for experiments/<run>/student.safetensors."""
+    path = Path(name)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        return name
+    return path.parent.name if path.stem == "student" and path.parent.name else path.stem
 
 
 def entry() -> int:

@@ -66,6 +66,7 @@ def step_loader(batches: StepBatches, first_step: int, total_steps: int, workers
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # a loader draws a seed when it starts; that must not come out of the run's random state
     )
 
 

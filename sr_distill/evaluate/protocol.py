@@ -64,21 +64,23 @@ def find_lpips(choice: str) -> tuple[str | None, str | None]:
     """Choose the LPIPS backbone.
 
     Args:
-        choice: alex, vgg, squeeze; 'auto': the first of alex, squeeze, vgg whose weights can be had; 'none'.
+        choice: alex, vgg or squeeze, downloaded if need be; 'auto': the first of alex, squeeze, vgg that is on this machine,
+            nothing is downloaded; 'none'.
 
     Returns:
         The backbone, or None, and a sentence about what is missing, or None.
     """
     if choice == "none":
         return None, None
-    reason = None
+    reasons = []
     for network in ("alex", "squeeze", "vgg") if choice == "auto" else (choice,):
         try:
-            lpips_network(network)
+            lpips_network(network, download=choice != "auto")
             return network, None
         except UserError as error:
-            reason = reason or f"LPIPS is not measured: {error}"
-    return None, reason
+            reasons.append(f"LPIPS is n/a: {error}")
+    advice = " With a network, --lpips alex downloads them." if choice == "auto" else ""
+    return None, reasons[0] + advice
 
 
 @torch.no_grad()

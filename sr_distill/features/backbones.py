@@ -36,18 +36,21 @@ def vgg19_features() -> nn.Sequential:
 
 
 @functools.lru_cache(maxsize=3)
-def lpips_network(network: str) -> nn.Module:
+def lpips_network(network: str, download: bool = True) -> nn.Module:
     """LPIPS v0.1 of the ``lpips`` package with backbone alex, vgg or squeeze: frozen, in eval mode.
 
     Its linear layers come with the package; the backbone's weights are looked for as in :func:`vgg19_features`. Called with
     ``normalize=True`` it takes RGB in [0, 1].
+
+    Args:
+        download: fetch the backbone's weights if they are not on this machine.
 
     Raises:
         UserError: the backbone's weights cannot be had.
     """
     import lpips
 
-    weights = _feature_weights(_LPIPS_BACKBONE[network])
+    weights = _feature_weights(_LPIPS_BACKBONE[network], download)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision deprecates the arguments that lpips passes
         module = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
@@ -57,13 +60,13 @@ def lpips_network(network: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _feature_weights(name: str) -> dict[str, Tensor]:
+def _feature_weights(name: str, download: bool = True) -> dict[str, Tensor]:
     """Weights of ``torchvision.models.<name>().features``, keys without the ``features.`` prefix."""
-    weights = _find_weights(name)
+    weights = _find_weights(name, download)
     return {key.removeprefix("features."): value.float() for key, value in weights.items() if key.startswith("features.")}
 
 
-def _find_weights(name: str) -> dict[str, Tensor]:
+def _find_weights(name: str, download: bool) -> dict[str, Tensor]:
     import torchvision.models
 
     # The first ImageNet weights: those that LPIPS and the perceptual losses were made with.
@@ -74,13 +77,15 @@ def _find_weights(name: str) -> dict[str, Tensor]:
     for path in (cached, ours):
         if path is not None and path.is_file():
             return _load(path)
+    here = str(ours) if ours else f"${DATA_ROOT_VARIABLE}/backbones/{name}_features.safetensors ({DATA_ROOT_VARIABLE} is not set)"
+    missing = f"pretrained weights of {name} are missing: looked for {cached} (torchvision's cache) and {here}"
+    if not download:
+        raise UserError(f"{missing}.")
     try:
         return official.get_state_dict(progress=False)
     except Exception as error:  # noqa: BLE001 - no network shows as many kinds of errors
-        here = str(ours) if ours else f"${DATA_ROOT_VARIABLE}/backbones ({DATA_ROOT_VARIABLE} is not set)"
         raise UserError(
-            f"pretrained weights of {name} are missing. Looked for {cached} (torchvision's cache) and {here}; "
-            f"downloading {official.url} failed ({error}). Put that file into torchvision's cache, or run once with a network."
+            f"{missing}; downloading {official.url} failed ({error}). Put that file into torchvision's cache, or run once with a network."
         ) from error
 
 

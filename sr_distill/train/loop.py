@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,8 +120,18 @@ class Trainer:
         total_steps, main = self.options.train.total_steps, self.accelerator.is_main_process
         log = MetricsLog(self.folder.path, self.progress.step) if main else None
         loader = step_loader(self.batches, self.progress.step, total_steps, self.options.data.workers)
-        bar = tqdm(total=total_steps, initial=self.progress.step, unit="step", disable=not main, dynamic_ncols=True, desc=self.options.name)
+        bar = tqdm(
+            total=total_steps,
+            initial=self.progress.step,
+            desc=self.options.name,
+            unit="step",
+            disable=not main,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        )
         self.task.train()
+        if self.progress.step == 0:
+            self._save_student(self.folder.initial)
         try:
             with self._signals():
                 self._last_log = time.perf_counter()
@@ -164,7 +175,7 @@ class Trainer:
         if save_now:
             self._save()
             if validation is None:
-                self._save_student({})
+                self._save_student(self.folder.student)
         if stop and not last:
             raise Interrupted(
                 f"stopped after step {step}; the state is in {self._last_good}. Go on with the same command and --resume."
@@ -182,7 +193,7 @@ class Trainer:
         speed = len(self._pending) * self.options.data.batch_size / max(seconds, 1e-9)
         self._pending, self._last_log = [], time.perf_counter()
         rate = self.optimizer.param_groups[0]["lr"]
-        bar.set_postfix_str(", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s")
+        bar.set_postfix_str(", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s", refresh=False)
         if log is not None:
             log.write(self.progress.step, "train", {**means, "learning_rate": rate, "images_per_second": speed})
 
@@ -210,7 +221,7 @@ class Trainer:
                 log.write(self.progress.step, "validation", scores)
             if next(iter(scores.values())) > self.progress.best:
                 self.progress.best, self.progress.best_step = next(iter(scores.values())), self.progress.step
-                self._save_student(scores)
+                self._save_student(self.folder.student, scores)
             self._last_log += time.perf_counter() - started
         self.accelerator.wait_for_everyone()
 
@@ -227,15 +238,15 @@ class Trainer:
             self._last_good = path
         self.accelerator.wait_for_everyone()
 
-    def _save_student(self, scores: dict[str, float]) -> None:
+    def _save_student(self, path: Path, scores: dict[str, float] | None = None) -> None:
         if self.accelerator.is_main_process:
             notes = {
                 "run": self.options.name,
                 "step": str(self.progress.step),
                 "teacher": self.options.teacher.model if self.options.teacher else "",
-                **{name: f"{value:.4f}" for name, value in scores.items()},
+                **{name: f"{value:.4f}" for name, value in (scores or {}).items()},
             }
-            save_model(self.ema.module, self.folder.student, notes)
+            save_model(self.ema.module, path, notes)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

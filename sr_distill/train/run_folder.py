@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def initial(self) -> Path:
+        """The student before the first step."""
+        return self.path / "initial.safetensors"
+
+    @property
     def student(self) -> Path:
         """The trained model."""
         return self.path / "student.safetensors"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Run the tests: bash scripts/test.sh [pytest arguments]
+#   (nothing)   the unit tests        -m run    a few real training steps
+#   -m data     with SR_DISTILL_DATA  -m ""     everything
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+source "$here/venv.sh" "$here/../requirements.txt" "$here/../tests/requirements.txt"
+cd "$ROOT"
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,92 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_distill.files import DATA_ROOT_VARIABLE
+from sr_distill.options import ArchitectureOptions, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture()
+def data_root() -> Path:
+    """The folder of benchmark data and published checkpoints; tests marked ``data`` are skipped without it."""
+    value = os.environ.get(DATA_ROOT_VARIABLE)
+    if not value:
+        pytest.skip(f"{DATA_ROOT_VARIABLE} is not set")
+    return Path(value)
+
+
+@pytest.fixture()
+def no_data(monkeypatch, tmp_path):
+    """No data root, no pretrained weights in torchvision's cache, no network."""
+    from sr_distill.features import backbones
+
+    monkeypatch.delenv(DATA_ROOT_VARIABLE, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", _refuse)
+    for cached in (backbones.vgg19_features, backbones.lpips_network):
+        cached.cache_clear()
+    yield
+    for cached in (backbones.vgg19_features, backbones.lpips_network):
+        cached.cache_clear()
+
+
+def _refuse(*args, **kwargs):
+    raise OSError("no network")
+
+
+def architecture(**tree):
+    """Options of a network from plain values."""
+    return validate(ArchitectureOptions, tree, "test")
+
+
+# Small variants of every network, so that tests stay fast. A new network without an entry here is tested with its defaults.
+SMALL = {
+    "compact": {"num_feat": 8, "num_block": 2},
+    "ecbsr": {"num_feat": 8, "num_block": 2},
+    "edsr": {"num_feat": 8, "num_block": 2},
+    "imdn": {"num_feat": 16, "num_block": 2},
+    "mobile_sr": {"num_feat": 8, "num_block": 2},
+    "msrresnet": {"num_feat": 8, "num_block": 2},
+    "pan": {"num_feat": 8, "num_up_feat": 6, "num_block": 2},
+    "rcan": {"num_feat": 16, "num_group": 1, "num_block": 2},
+    "rlfn": {"num_feat": 8, "num_block": 2},
+    "rrdbnet": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4},
+    "swinir": {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4},
+}
+
+
+def small(name: str, **tree):
+    """Options of a small network of this type."""
+    return architecture(type=name, **SMALL.get(name, {}), **tree)
+
+
+def natural_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth coloured picture with noise and an edge, uint8 (H, W, 3)."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.stack([127 + 90 * np.sin(x / 7 + c) * np.cos(y / 11 - c) for c in range(3)], axis=2)
+    image[:, width // 2 :] += 25
+    return (image + generator.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def write_image(path: Path, pixels: np.ndarray) -> Path:
+    """Write pixels as an image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,208 @@
+"""Losses: values and gradients against other people's code."""
+
+from __future__ import annotations
+
+import kornia
+import lpips as lpips_package
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from sr_distill.data import luma
+from sr_distill.errors import UserError
+from sr_distill.features import backbones
+from sr_distill.losses import LOSSES, charbonnier, l1, lpips, perceptual
+from sr_distill.losses.perceptual import VGG19_LAYERS
+from sr_distill.models import build_model
+from sr_distill.options import LossOptions, validate
+from sr_distill.train import DistillationTask
+
+from ..conftest import small
+
+
+def _pair(*shape):
+    return torch.rand(*shape, dtype=torch.float64, requires_grad=True), torch.rand(*shape, dtype=torch.float64)
+
+
+def _gradient(value, image):
+    return torch.autograd.grad(value, image)[0]
+
+
+@pytest.fixture()
+def random_backbones(monkeypatch):
+    """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
+    models = {name: getattr(torchvision.models, name)(weights=None) for name in ("vgg19", "alexnet", "vgg16", "squeezenet1_1")}
+
+    def weights(name, download=True):
+        return {k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")}
+
+    monkeypatch.setattr(backbones, "_feature_weights", weights)
+    backbones.vgg19_features.cache_clear()
+    backbones.lpips_network.cache_clear()
+    yield models
+    backbones.vgg19_features.cache_clear()
+    backbones.lpips_network.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (4, 3, 8, 6)])
+def test_l1_equals_torch(shape):
+    sr, hr = _pair(*shape)
+    torch.testing.assert_close(l1(sr, hr), F.l1_loss(sr, hr))
+    torch.testing.assert_close(_gradient(l1(sr, hr), sr), _gradient(F.l1_loss(sr, hr), sr))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.1, 1.0])
+def test_charbonnier_equals_the_formula_by_hand_and_kornia_at_eps_1(eps):
+    sr, hr = _pair(2, 3, 5, 7)
+    torch.testing.assert_close(charbonnier(sr, hr, eps), torch.hypot(sr - hr, torch.full_like(sr, eps)).mean())
+    by_hand = (sr - hr) / torch.hypot(sr - hr, torch.full_like(sr, eps)) / sr.numel()
+    torch.testing.assert_close(_gradient(charbonnier(sr, hr, eps), sr), by_hand)
+    if eps == 1.0:
+        torch.testing.assert_close(charbonnier(sr, hr, eps), 1 + kornia.losses.charbonnier_loss(sr, hr, reduction="mean"))
+
+
+def test_charbonnier_at_identical_images_is_eps_with_zero_gradient():
+    image = torch.rand(1, 3, 4, 4, requires_grad=True)
+    value = charbonnier(image, image.detach())
+    assert value.item() == pytest.approx(1e-3)
+    assert _gradient(value, image).abs().max() == 0
+
+
+def test_vgg_layer_names_are_torchvisions():
+    features = torchvision.models.vgg19(weights=None).features
+    kinds = {"conv": torch.nn.Conv2d, "relu": torch.nn.ReLU, "pool": torch.nn.MaxPool2d}
+    for name, index in VGG19_LAYERS.items():
+        if name.startswith("features."):
+            assert name == f"features.{index}"
+        else:
+            assert isinstance(features[index], kinds[name[:4]]), name
+    # Positions in torchvision's vgg19().features: the ESRGAN layer conv5_4 is 34, relu3_4 is 17.
+    assert (VGG19_LAYERS["conv1_2"], VGG19_LAYERS["relu3_4"], VGG19_LAYERS["conv5_4"], VGG19_LAYERS["pool5"]) == (2, 17, 34, 36)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_perceptual_equals_torchvision_feature_extraction(random_backbones, distance):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    layers = {"features.2": 0.5, "relu2_2": 1.0, "conv3_1": 2.0}
+    nodes = {"features.2": "a", "features.8": "b", "features.10": "c"}
+    vgg = random_backbones["vgg19"].eval()
+    for layer in vgg.features:
+        layer.inplace = False
+    extract = create_feature_extractor(vgg, nodes)
+    normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    sr = torch.rand(2, 3, 32, 40, requires_grad=True)
+    hr = torch.rand(2, 3, 32, 40)
+    maps_sr, maps_hr = extract(normalise(sr)), extract(normalise(hr))
+    compare = F.l1_loss if distance == "l1" else F.mse_loss
+    expected = sum(w * compare(maps_sr[n], maps_hr[n]) for w, n in zip((0.5, 1.0, 2.0), "abc"))
+    got = perceptual(sr, hr, layers, distance)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr), atol=1e-8, rtol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
+def test_lpips_equals_the_authors_package_and_converts_the_range_once(random_backbones, network):
+    reference = lpips_package.LPIPS(net=network, pnet_rand=True, verbose=False).eval()
+    own = backbones.lpips_network(network)
+    reference.load_state_dict(own.state_dict())
+    tower = random_backbones[{"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[network]].features.eval()
+    sr, hr = torch.rand(2, 3, 64, 72, requires_grad=True), torch.rand(2, 3, 64, 72)
+    got = lpips(sr, hr, network)
+    expected = reference(sr * 2 - 1, hr * 2 - 1).mean()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr), atol=1e-7, rtol=1e-4)
+    # The slices of LPIPS hold the backbone's weights: its first map is that of torchvision's network.
+    scaled = own.scaling_layer(hr * 2 - 1)
+    torch.testing.assert_close(own.net.slice1(scaled), tower[: len(own.net.slice1)](scaled))
+
+
+def _loss(name):
+    return LOSSES[name](validate(LossOptions, {"type": name}, "test"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_identical_images_cost_nothing_and_gradients_are_finite(random_backbones, name):
+    loss = _loss(name)
+    image = torch.rand(2, 3, 64, 64)
+    assert loss(image, image).item() == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-6)
+    for sr in (image.clone(), torch.zeros_like(image), torch.ones_like(image) * 50):
+        sr.requires_grad_()
+        assert _gradient(loss(sr, image), sr).isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_costs_the_mean_of_its_images(random_backbones, name):
+    loss = _loss(name)
+    sr, hr = torch.rand(3, 3, 64, 72), torch.rand(3, 3, 64, 72)
+    single = torch.stack([loss(a[None], b[None]) for a, b in zip(sr, hr)]).mean()
+    torch.testing.assert_close(loss(sr, hr), single, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_target_gets_no_gradient_and_the_loss_no_trainable_weights(random_backbones, name):
+    loss = _loss(name)
+    sr, hr = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
+    assert loss(sr, hr).requires_grad
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_an_unknown_layer_is_named_with_its_nearest(random_backbones):
+    with pytest.raises(UserError, match=r"vgg19 has no layer 'conv3_5'\. Did you mean 'conv3_"):
+        perceptual(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), {"conv3_5": 1.0})
+
+
+@pytest.mark.parametrize("name", ["perceptual", "lpips"])
+def test_missing_weights_are_an_error_before_training(no_data, name, tmp_path):
+    student = build_model(small("mobile_sr"), 2)
+    with pytest.raises(UserError) as caught:
+        DistillationTask(student, [validate(LossOptions, {"type": name}, "test")])
+    text = str(caught.value)
+    assert "pretrained weights of" in text
+    assert str(tmp_path / "torch_home") in text
+    assert "SR_DISTILL_DATA" in text
+    assert "no network" in text
+
+
+def test_weights_below_the_data_root_are_found(no_data, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    state = torchvision.models.squeezenet1_1(weights=None).features.state_dict()
+    (tmp_path / "backbones").mkdir()
+    save_file({f"features.{k}": v.half() for k, v in state.items()}, str(tmp_path / "backbones/squeezenet1_1_features.safetensors"))
+    monkeypatch.setenv("SR_DISTILL_DATA", str(tmp_path))
+    network = backbones.lpips_network("squeeze", download=False)
+    torch.testing.assert_close(network.net.slice1[0].weight, state["0.weight"].half().float())
+
+
+def test_a_luma_student_is_compared_in_luma_alone():
+    """With the target's chroma taken out of the comparison, L1 is that of full-range luma, and its gradient is luma's."""
+    student = build_model(small("fsrcnn", color="y"), 2)
+    task = DistillationTask(student, [validate(LossOptions, {"type": "l1"}, "test")])
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    from sr_distill.contracts import Batch
+
+    total, terms = task(Batch(lr, hr), None)
+    with torch.no_grad():
+        expected = (luma(student(lr)) - luma(hr)).abs().mean() * 255 / 219
+    torch.testing.assert_close(total.detach(), expected, atol=1e-6, rtol=1e-5)
+    assert list(terms) == ["l1_sr_hr"]
+    recoloured = hr + torch.tensor([0.114, -0.058, 0.0]).view(1, 3, 1, 1)  # about the same luma, another hue
+    recoloured = recoloured + 255 / 219 * (luma(hr) - luma(recoloured))
+    torch.testing.assert_close(task(Batch(lr, recoloured), None)[0], total, atol=1e-6, rtol=1e-4)
+
+
+def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
+    from sr_distill.contracts import Batch
+
+    trees = [{"type": "l1", "weight": 0.3}, {"type": "l1", "against": "teacher", "weight": 2.0}, {"type": "charbonnier", "name": "smooth"}]
+    student = build_model(small("mobile_sr"), 2)
+    task = DistillationTask(student, [validate(LossOptions, tree, "test") for tree in trees])
+    lr, hr, teacher = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    total, terms = task(Batch(lr, hr), teacher)
+    sr = student(lr)
+    assert list(terms) == ["l1_sr_hr", "l1_sr_teacher", "smooth"]
+    torch.testing.assert_close(terms["l1_sr_hr"], F.l1_loss(sr, hr).detach())
+    torch.testing.assert_close(terms["l1_sr_teacher"], F.l1_loss(sr, teacher).detach())
+    torch.testing.assert_close(total, 0.3 * F.l1_loss(sr, hr) + 2 * F.l1_loss(sr, teacher) + charbonnier(sr, hr))

@@ -1,0 +1,283 @@
+"""Networks: every entry of the registries, published sizes, files in and out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sr_distill.data import imresize, rgb_to_ycbcr
+from sr_distill.errors import UserError
+from sr_distill.models import ARCHITECTURES, STUDENTS, Teacher, bicubic_model, build_model, load_model, model_key, save_model
+from sr_distill.models.base import ModelSpec, SRModel
+from sr_distill.models.basicsr import import_basicsr
+from sr_distill.models.blocks import collapse
+
+from ..conftest import architecture, small
+
+BUILDABLE = [(name, scale) for name, entry in ARCHITECTURES.items() for scale in entry.scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), BUILDABLE)
+def test_any_size_in_scale_times_that_out(name, scale):
+    model = build_model(small(name), scale).eval()
+    with torch.no_grad():
+        for height, width in ((1, 1), (7, 18), (17, 16)):
+            assert model(torch.rand(1, 3, height, width)).shape == (1, 3, height * scale, width * scale)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_weight_gets_a_finite_gradient(name):
+    model = build_model(small(name), 4).train()
+    model(torch.rand(2, 3, 16, 16)).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_batch_is_as_good_as_single_images(name):
+    model = build_model(small(name), 2).eval()
+    images = torch.rand(2, 3, 16, 18)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), torch.cat([model(image[None]) for image in images]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_bf16_is_close_and_stays_float_outside(name):
+    model = build_model(small(name), 2).eval()
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        exact = model(image)
+        model.autocast = torch.bfloat16
+        rough = model(image)
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().mean() < 0.02 * exact.abs().mean() + 0.01
+
+
+@pytest.mark.parametrize("color", ["rgb", "y"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_saved_model_rebuilds_itself(name, color, tmp_path):
+    model = build_model(small(name, color=color), 3).eval()
+    save_model(model, tmp_path / "m.safetensors", {"run": "test"})
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.spec == model.spec
+    assert not again.training
+    assert model_key(again) == model_key(model)
+    image = torch.rand(1, 3, 9, 8)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_luma_student_leaves_chroma_to_bicubic(name):
+    model = build_model(small(name, color="y"), 2).eval()
+    lr = torch.rand(1, 3, 12, 10)
+    with torch.no_grad():
+        sr = rgb_to_ycbcr(model(lr))
+        torch.testing.assert_close(sr[:, 1:], imresize(rgb_to_ycbcr(lr)[:, 1:], 2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(sr[:, :1], model.net(rgb_to_ycbcr(lr)[:, :1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tree", "scale", "parameters"),
+    [
+        # EDSR-baseline, IMDN, PAN: parameters of the papers' tables; RLFN: of the authors' repository.
+        ({"type": "edsr"}, 2, 1_369_859),
+        ({"type": "edsr"}, 3, 1_554_499),
+        ({"type": "edsr"}, 4, 1_517_571),
+        ({"type": "rcan", "num_group": 10, "num_block": 20}, 4, 15_592_355),
+        ({"type": "rrdbnet"}, 4, 16_697_987),
+        ({"type": "imdn"}, 2, 694_404),
+        ({"type": "imdn"}, 4, 715_176),
+        ({"type": "pan"}, 2, 261_403),
+        ({"type": "pan"}, 4, 272_419),
+        ({"type": "rlfn"}, 2, 526_856),
+        ({"type": "rlfn"}, 4, 543_740),
+        ({"type": "rlfn", "num_feat": 46, "num_mid": 48, "num_block": 4}, 4, 317_218),
+        # ECBSR in its deployed form, luma: 2.75 K and 11.8 K.
+        ({"type": "ecbsr", "num_block": 4, "num_feat": 8}, 2, 2_748),
+        ({"type": "ecbsr", "num_block": 4, "num_feat": 16}, 4, 11_840),
+        # FSRCNN(56, 12, 4): 12,464 weights without biases and slopes (Dong et al. 2016, table 3), and 345 of these.
+        ({"type": "fsrcnn"}, 3, 12_464 + 56 + 12 + 4 * 12 + 56 + 1 + 56 + 12 + 4 * 12 + 56),
+        ({"type": "compact"}, 4, 621_424),
+    ],
+)
+def test_published_numbers_of_parameters(tree, scale, parameters):
+    assert build_model(architecture(**tree), scale).num_parameters == parameters
+
+
+def test_ecbsr_equals_basicsr_in_value_and_gradient():
+    """BasicSR runs the five branches one after the other while training; ours collapses them first."""
+    options = architecture(type="ecbsr", num_feat=6, num_block=2, color="rgb")
+    ours = build_model(options, 2).net.train()
+    theirs = import_basicsr("archs.ecbsr_arch").ECBSR(3, 3, 2, 6, False, "prelu", 2).train()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.rand(2, 3, 9, 7)
+    first, second = ours(image), theirs(image)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+    first.square().sum().backward()
+    second.square().sum().backward()
+    for (name, ours_weight), theirs_weight in zip(ours.named_parameters(), dict(theirs.named_parameters()).values()):
+        if theirs_weight.requires_grad:
+            mine = dict(ours.named_parameters())[name].grad
+            torch.testing.assert_close(mine, dict(theirs.named_parameters())[name].grad, atol=1e-3, rtol=1e-3)
+            assert ours_weight is not None
+
+
+def test_collapse_changes_the_form_and_not_the_result():
+    model = build_model(small("ecbsr", color="rgb"), 2).eval()
+    flat = collapse(model.net)
+    kinds = {type(layer) for layer in flat.modules() if not list(layer.children())}
+    assert kinds == {nn.Conv2d, nn.PReLU, nn.Identity, nn.PixelShuffle}
+    image = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(flat(image), model.net(image), atol=1e-5, rtol=1e-5)
+    assert model.num_parameters == sum(p.numel() for p in flat.parameters()) < sum(p.numel() for p in model.net.parameters())
+
+
+def test_mobile_sr_starts_near_nearest_neighbour_and_is_clipped_in_use():
+    model = build_model(architecture(type="mobile_sr"), 4)
+    image = torch.rand(1, 3, 16, 16)
+    nearest = nn.functional.interpolate(image, scale_factor=4, mode="nearest")
+    with torch.no_grad():
+        assert (model.train()(image) - nearest).abs().mean() < 0.25
+        model.net.body[-1].bias.fill_(2.0)
+        assert model.train()(image).max() > 1
+        assert model.eval()(image).max() == 1
+
+
+def test_bicubic_is_a_model_like_others():
+    image = torch.rand(1, 3, 5, 6)
+    torch.testing.assert_close(bicubic_model(3)(image), imresize(image, 3))
+
+
+def test_small_and_uneven_inputs_are_mirrored_for_networks_that_need_more():
+    class Sizes(nn.Module):
+        def forward(self, x):
+            self.seen = x
+            return x
+
+    model = SRModel(Sizes(), ModelSpec(name="t", scale=1, size_multiple=4, min_size=8, value_range=255.0))
+    image = torch.arange(15.0).view(1, 1, 3, 5) / 255
+    torch.testing.assert_close(model(image), image)
+    assert model.net.seen.shape == (1, 1, 8, 8)
+    assert model.net.seen[0, 0, :, 0].tolist() == pytest.approx([0, 5, 10, 10, 5, 0, 0, 5], abs=1e-4)
+
+
+def test_a_teacher_stays_frozen_and_in_eval():
+    teacher = Teacher(build_model(small("rlfn"), 2)).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    sr = teacher(torch.rand(1, 3, 16, 16, requires_grad=True))
+    assert not sr.requires_grad
+    assert not sr.is_inference()
+    assert 0 <= sr.min() <= sr.max() <= 1
+
+
+def test_a_network_that_cannot_be_built_for_the_scale():
+    with pytest.raises(UserError, match=r"rrdbnet cannot be built for scale 3; allowed: 2, 4"):
+        build_model(small("rrdbnet"), 3)
+
+
+def _own_file(tmp_path, **metadata):
+    model = build_model(small("mobile_sr"), 4)
+    path = tmp_path / "m.safetensors"
+    save_model(model, path)
+    if metadata:
+        good = {"format": "sr_distill 1", "scale": "4", "architecture": model.spec.architecture.model_dump_json()}
+        save_file(dict(model.net.state_dict()), str(path), metadata={k: v for k, v in (good | metadata).items() if v})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"architecture": "{"}, "metadata is damaged"),
+        ({"architecture": ""}, "metadata is damaged"),
+        ({"architecture": json.dumps({"type": "mobile"})}, "Did you mean 'mobile_sr'"),
+        ({"architecture": json.dumps({"type": "mobile_sr", "num_feat": 9, "num_block": 2})}, "do not fit mobile_sr at scale 4"),
+        ({"scale": "2"}, "do not fit mobile_sr at scale 2"),
+        ({"scale": "five"}, "metadata is damaged"),
+        ({"format": "other"}, "no known network has these weights"),
+    ],
+)
+def test_damaged_model_files_are_named(tmp_path, metadata, expected):
+    path = _own_file(tmp_path, **metadata)
+    with pytest.raises(UserError, match=r"m\.safetensors") as caught:
+        load_model(path)
+    assert expected in str(caught.value)
+
+
+def test_files_that_are_no_models(tmp_path):
+    with pytest.raises(UserError, match="model file not found"):
+        load_model(tmp_path / "none.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(UserError, match="cannot be read as a model file"):
+            load_model(tmp_path / name)
+    cut = _own_file(tmp_path)
+    cut.write_bytes(cut.read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot be read as a model file"):
+        load_model(cut)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="not a dictionary of weights"):
+        load_model(tmp_path / "list.pth")
+
+
+class _Evil:
+    def __reduce__(self):
+        return print, ("this must never be printed",)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path, capsys):
+    torch.save({"params": _Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="could run code"):
+        load_model(tmp_path / "evil.pth")
+    assert "never" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.recognise])
+@pytest.mark.parametrize("wrap", ["plain", "params", "params_ema", "module"])
+def test_published_checkpoints_are_recognised_by_their_content(name, wrap, tmp_path):
+    model = build_model(small(name), 4).eval()
+    state = {f"module.{k}" if wrap == "module" else k: v for k, v in model.net.state_dict().items()}
+    torch.save({wrap: state} if wrap.startswith("params") else state, tmp_path / "m.pth")
+    again = load_model(tmp_path / "m.pth")
+    assert (again.spec.name, again.spec.scale) == (name, 4)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+    with pytest.raises(UserError, match="network for scale 4, but scale 2 is asked for"):
+        load_model(tmp_path / "m.pth", scale=2)
+
+
+def test_pan_has_the_same_weights_for_two_scales(tmp_path):
+    torch.save(build_model(small("pan"), 3).net.state_dict(), tmp_path / "pan.pth")
+    assert load_model(tmp_path / "pan.pth", scale=3).spec.scale == 3
+    assert load_model(tmp_path / "pan.pth", scale=2).spec.scale == 2
+    with pytest.raises(UserError, match="x2 and x3; say which scale"):
+        load_model(tmp_path / "pan.pth")
+
+
+@pytest.mark.parametrize("name", ["msrresnet", "rcan", "rrdbnet", "swinir", "edsr"])
+def test_a_checkpoint_with_its_architecture_given(name, tmp_path):
+    model = build_model(small(name), 4).eval()
+    torch.save({"params": model.net.state_dict()}, tmp_path / "m.pth")
+    again = load_model(tmp_path / "m.pth", 4, small(name))
+    assert model_key(again) == model_key(model)
+    with pytest.raises(UserError, match="say which scale"):
+        load_model(tmp_path / "m.pth", None, small(name))
+    with pytest.raises(UserError, match=f"do not fit {name} at scale 2"):
+        load_model(tmp_path / "m.pth", 2, small(name))
+
+
+def test_model_key_sees_weights_and_use():
+    first, second = build_model(small("mobile_sr"), 2), build_model(small("mobile_sr"), 2)
+    assert model_key(first) != model_key(second)
+    second.load_state_dict(first.state_dict())
+    assert model_key(first) == model_key(second)

@@ -1,0 +1,194 @@
+"""Options: every mistake is named, nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sr_distill.errors import UserError
+from sr_distill.losses import LOSSES
+from sr_distill.models import ARCHITECTURES
+from sr_distill.options import ArchitectureOptions, LossOptions, RunOptions, dump_options, load_options, validate
+from sr_distill.options.load import _models
+
+from ..conftest import ROOT
+
+SHIPPED = sorted((ROOT / "options").rglob("*.yml"))
+MINIMAL = {
+    "name": "test",
+    "scale": 4,
+    "student": {"type": "mobile_sr"},
+    "data": {"train": [{"hr": "embedded"}]},
+    "losses": [{"type": "l1"}],
+    "train": {"total_steps": 10},
+}
+
+
+def _write(tmp_path, tree, text=None):
+    path = tmp_path / "run.yml"
+    path.write_text(text if text is not None else yaml.safe_dump(tree))
+    return path
+
+
+def _all_option_classes(cls=RunOptions, seen=None):
+    seen = set() if seen is None else seen
+    if cls not in seen:
+        seen.add(cls)
+        for field in cls.model_fields.values():
+            for inner in _models(field.annotation):
+                _all_option_classes(inner, seen)
+    return seen
+
+
+def test_there_are_shipped_options():
+    assert len(SHIPPED) >= 5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_options_load_and_survive_a_round_trip(path, tmp_path):
+    options = load_options(path)
+    again = load_options(_write(tmp_path, None, dump_options(options)))
+    assert again == options
+    assert path.stem.startswith(options.student.type)
+    assert path.stem.endswith(f"_x{options.scale}")
+
+
+def test_scientific_notation_is_a_float(tmp_path):
+    text = yaml.safe_dump(MINIMAL) + "optimizer: {learning_rate: 1e-4, weight_decay: 2E-5}\n"
+    options = load_options(_write(tmp_path, None, text), ["losses.0.weight=1e-3", "optimizer.clip_grad_norm=1e1"])
+    assert options.optimizer.learning_rate == 1e-4
+    assert options.optimizer.weight_decay == 2e-5
+    assert options.losses[0].weight == 1e-3
+    assert options.optimizer.clip_grad_norm == 10.0
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    tree = {
+        "nme": "x",
+        "scale": 5,
+        "student": {"type": "mobile_s"},
+        "data": {"train": [{"hr": "embedded", "downscal": 2}], "lr_size": "32"},
+        "losses": [{"type": "l1", "wieght": 1.0}, {"type": "lpips", "network": "alx"}, {"weight": 1.0}],
+        "train": {"total_steps": 0},
+    }
+    with pytest.raises(UserError) as caught:
+        load_options(_write(tmp_path, tree))
+    text = str(caught.value)
+    assert str(tmp_path) in text
+    for expected in (
+        "nme: unknown key. Did you mean 'name'?",
+        "name: missing.",
+        "scale: got 5. Allowed: 2, 3, 4.",
+        "student.type: got 'mobile_s'. Did you mean 'mobile_sr'?",
+        "data.train.0.downscal: unknown key. Did you mean 'downscale'?",
+        "data.lr_size: got '32' (str); expected a valid integer.",
+        "losses.0.wieght: unknown key. Did you mean 'weight'?",
+        "losses.1.network: got 'alx'. Did you mean 'alex'? Allowed: alex, vgg, squeeze.",
+        "losses.2.type: missing. Allowed: ",
+        "train.total_steps: got 0; expected greater than or equal to 1.",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"losses": [{"type": "l1", "against": "teacher"}]}, "there is no teacher"),
+        ({"teacher": {"model": "edsr_x4"}}, "no loss uses it"),
+        ({"losses": [{"type": "l1"}, {"type": "l1"}]}, "give each a 'name'"),
+        ({"losses": [{"type": "l1", "weight": 0.0}]}, "nothing would be learned"),
+        ({"losses": [{"type": "l1", "weight": float("nan")}]}, "losses.0.weight"),
+        ({"losses": []}, "losses"),
+        ({"name": "../elsewhere"}, "name: a name is made of"),
+        ({"schedule": {"type": "multistep"}}, "milestones"),
+        ({"schedule": {"type": "multistep", "milestones": [20, 10]}}, "ascending"),
+        ({"device": "gpu"}, "device"),
+        ({"data": {"train": [{"hr": "a", "lr": "b", "downscale": 2}]}}, "downscale needs LR made"),
+        ({"student": {"type": "swinir", "depths": [2, 2], "num_heads": [2]}}, "depths has 2 entries"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, change, expected):
+    with pytest.raises(UserError, match="problem") as caught:
+        load_options(_write(tmp_path, MINIMAL | change))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.total_step=5", "Did you mean 'total_steps'?"),
+        ("train.total_steps=ten", "train.total_steps: got 'ten' (str)"),
+        ("train.total_steps", "write key.path=value"),
+        ("losses.1.weight=2", "a list of 1 is indexed"),
+        ("name.first=2", "name is a plain value"),
+        ("name=[1", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path, override, expected):
+    with pytest.raises(UserError) as caught:
+        load_options(_write(tmp_path, MINIMAL), [override])
+    assert expected in str(caught.value)
+
+
+def test_overrides_reach_lists_and_absent_sections(tmp_path):
+    options = load_options(_write(tmp_path, MINIMAL), ["losses.0.weight=0.5", "validation.set=Set5", "name=other"])
+    assert (options.losses[0].weight, options.validation.set, options.name) == (0.5, "Set5", "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [1", "not valid YAML"), ("- 1\n", "expected 'key: value' lines"), ("a: 1\na: 2\n", "given twice"), ("", "expected 'key: value'")],
+)
+def test_files_that_are_no_options(tmp_path, text, expected):
+    with pytest.raises(UserError) as caught:
+        load_options(_write(tmp_path, None, text))
+    assert expected in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_one(tmp_path):
+    with pytest.raises(UserError, match="cannot read the options file"):
+        load_options(tmp_path / "none.yml")
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not a text file"):
+        load_options(tmp_path / "binary.yml")
+
+
+def test_options_never_change_after_loading(tmp_path):
+    options = load_options(_write(tmp_path, MINIMAL))
+    with pytest.raises(ValidationError):
+        options.scale = 2
+
+
+def test_every_field_has_a_description():
+    for cls in _all_option_classes():
+        assert cls.__doc__
+        for name, field in cls.model_fields.items():
+            assert field.description or any(getattr(m, "description", None) for m in field.metadata), f"{cls.__name__}.{name}"
+
+
+def test_registries_and_options_name_the_same_things():
+    def tags(union):
+        return {get_args(cls.model_fields["type"].annotation)[0] for cls in _models(union)}
+
+    assert tags(ArchitectureOptions) == set(ARCHITECTURES)
+    assert tags(LossOptions) == set(LOSSES)
+
+
+def test_the_json_schema_is_up_to_date_and_knows_every_type():
+    subprocess.run([sys.executable, "scripts/generate_schema.py", "--check"], cwd=ROOT, check=True)
+    text = json.dumps(json.loads((ROOT / "options/schema.json").read_text()))
+    assert all(f'"{name}"' in text for name in [*ARCHITECTURES, *LOSSES])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_options_round_trip(name):
+    options = validate(LossOptions, {"type": name, "weight": 0.25}, "test")
+    assert isinstance(options, BaseModel)
+    assert validate(LossOptions, options.model_dump(mode="json"), "test") == options
+    assert options.label == f"{name}_sr_hr"

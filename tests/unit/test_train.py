@@ -1,0 +1,199 @@
+"""Schedules, averages, checkpoints, logs and run folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from sr_distill.errors import UserError
+from sr_distill.files import atomic_folder, atomic_path, find, write_text
+from sr_distill.options import RunOptions, validate
+from sr_distill.options.schema import ScheduleOptions
+from sr_distill.train import open_run
+from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from sr_distill.train.ema import EMA
+from sr_distill.train.log import MetricsLog
+from sr_distill.train.schedule import learning_rate_at
+
+from .test_options import MINIMAL
+
+
+def _rates(schedule, total, base=0.1):
+    return [learning_rate_at(step, base, total, schedule) for step in range(total)]
+
+
+def test_cosine_equals_torch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.001)
+    for rate in _rates(ScheduleOptions(type="cosine", min_factor=0.01), 40):
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+
+
+def test_multistep_equals_torch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 12], gamma=0.2)
+    for rate in _rates(ScheduleOptions(type="multistep", milestones=[5, 12], gamma=0.2), 20):
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+
+
+def test_warm_up_rises_to_the_base_and_every_schedule_stays_positive():
+    for kind in ("constant", "cosine"):
+        rates = _rates(ScheduleOptions(type=kind, warmup=4), 20)
+        assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+        assert rates[4] == pytest.approx(0.1)
+        assert min(rates) > 0
+    assert learning_rate_at(0, 0.1, 3, ScheduleOptions(warmup=10)) == pytest.approx(0.01)
+
+
+def test_ema_equals_torch_after_the_warm_up():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    module = nn.Conv2d(2, 3, 1)
+    ema = EMA(module, 0.9)
+    ema.updates = 10**6  # past the warm-up
+    reference = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    reference.update_parameters(module)  # the first one copies
+    for _ in range(5):
+        with torch.no_grad():
+            module.weight.add_(torch.randn_like(module.weight))
+        ema.update(module)
+        reference.update_parameters(module)
+    torch.testing.assert_close(ema.module.weight, reference.module.weight)
+
+
+def test_ema_is_frozen_follows_at_once_in_the_beginning_and_can_be_off():
+    module = nn.BatchNorm2d(2)
+    ema, off = EMA(module, 0.999), EMA(module, 0.0)
+    module(torch.randn(4, 2, 3, 3))
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    ema.update(module)
+    off.update(module)
+    assert ema.module.weight[0].item() == pytest.approx(1 + (1 - 2 / 11) * 2)
+    assert off.module.weight[0].item() == 3.0
+    assert torch.equal(ema.module.running_mean, module.running_mean)
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    again = EMA(module, 0.999)
+    again.load_state_dict(ema.state_dict())
+    assert again.updates == 1
+    assert torch.equal(again.module.weight, ema.module.weight)
+
+
+def test_checkpoints_come_back_and_the_last_are_kept(tmp_path):
+    assert latest_checkpoint(tmp_path / "none") is None
+    for step in (1, 20, 300):
+        save_checkpoint(tmp_path, step, {"step": step, "x": torch.ones(2)}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000020.pt", "step_00000300.pt"]
+    assert load_checkpoint(latest_checkpoint(tmp_path))["step"] == 300
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"x": torch.ones(100)}, keep=1)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"step_00000001\.pt cannot be read .* delete it to resume from the one before"):
+        load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "before")
+    with pytest.raises(UserError, match=r"cannot write .*file\.txt: No space left"), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(UserError, match="No space left"), atomic_folder(tmp_path / "a/set") as temporary:
+        (temporary / "x").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert list((tmp_path / "a").iterdir()) == []
+    with atomic_folder(tmp_path / "a/set") as temporary:
+        (temporary / "x").write_text("whole")
+    assert (tmp_path / "a/set/x").read_text() == "whole"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_files_can_be_read_by_others(tmp_path):
+    write_text(tmp_path / "f", "x")
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_find_looks_below_the_data_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root/train").mkdir(parents=True)
+    monkeypatch.setenv("SR_DISTILL_DATA", str(tmp_path / "root"))
+    assert find("train", "folder") == tmp_path / "root/train"
+    (tmp_path / "train").mkdir()
+    assert find("train", "folder").resolve() == tmp_path / "train"
+    with pytest.raises(UserError, match="folder not found: none; looked for none, .*root/none"):
+        find("none", "folder")
+    monkeypatch.delenv("SR_DISTILL_DATA")
+    with pytest.raises(UserError, match="SR_DISTILL_DATA is not set"):
+        find("none", "folder")
+
+
+def test_log_drops_what_lies_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write(step, "train", {"total": step / 10, "worst": float("inf")})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "ki')  # a crash in the middle of a line
+    log = MetricsLog(tmp_path, 20)
+    log.write(30, "train", {"total": 7.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["total"]) for line in lines] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+    assert lines[0]["worst"] is None
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def _options(tmp_path, **change):
+    return validate(RunOptions, MINIMAL | {"output_dir": str(tmp_path)} | change, "test")
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    folder, checkpoint, said = open_run(_options(tmp_path), resume=False)
+    assert (folder.path, checkpoint, said) == (tmp_path / "test", None, [])
+    with pytest.raises(UserError, match="is there already: continue it with --resume"):
+        open_run(_options(tmp_path), resume=False)
+
+
+def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        open_run(_options(tmp_path), resume=True)
+    folder, *_ = open_run(_options(tmp_path), resume=False)
+    assert "no checkpoint yet" in open_run(_options(tmp_path), resume=True)[2][0]
+    path = save_checkpoint(folder.checkpoints, 5, {}, 1)
+    change = {"losses": [{"type": "charbonnier"}], "train": {"total_steps": 99}}
+    _, checkpoint, said = open_run(_options(tmp_path, **change), resume=True)
+    assert checkpoint == path
+    assert any("losses.0.type was 'l1', is now 'charbonnier'" in line for line in said)
+    assert not any("total_steps" in line for line in said)
+    with pytest.raises(UserError, match="cannot resume .*student.num_feat was 32, is now 16"):
+        open_run(_options(tmp_path, student={"type": "mobile_sr", "num_feat": 16}), resume=True)
+
+
+def test_atomic_path_in_a_thread(tmp_path):
+    threads = [threading.Thread(target=write_text, args=(tmp_path / "same", str(i) * 1000)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    text = (tmp_path / "same").read_text()
+    assert len(set(text)) == 1
+    assert len(text) == 1000
