@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sr_distill.cli.evaluate import entry  # noqa: E402
+from sr_distill.cli.evaluate import entry
 
 if __name__ == "__main__":
     sys.exit(entry())

@@ -93,7 +93,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _keep_usual_permissions(path: Path) -> None:
-    """mkstemp makes files that only their owner can read; give them what an ordinary ``open`` gives."""
+    """Mkstemp makes files that only their owner can read; give them what an ordinary ``open`` gives."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)

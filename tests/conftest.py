@@ -22,7 +22,7 @@ def _seed():
     np.random.seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def data_root() -> Path:
     """The folder of benchmark data and published checkpoints; tests marked ``data`` are skipped without it."""
     value = os.environ.get(DATA_ROOT_VARIABLE)
@@ -31,7 +31,7 @@ def data_root() -> Path:
     return Path(value)
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_data(monkeypatch, tmp_path):
     """No data root, no pretrained weights in torchvision's cache, no network."""
     from sr_distill.features import backbones

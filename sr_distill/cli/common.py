@@ -19,6 +19,7 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # some published networks
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     try:
         return main(arguments)

@@ -22,14 +22,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate", description="PSNR-Y, SSIM-Y and LPIPS by the protocol of the papers, beside bicubic upscaling."
     )
-    parser.add_argument("--model", nargs="+", default=[], metavar="M", help="name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table")
-    parser.add_argument("--datasets", nargs="+", required=True, metavar="SET", help="Set5, Set14, ..., a folder, or 'embedded'")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help="name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table",
+    )
+    parser.add_argument(
+        "--datasets", nargs="+", required=True, metavar="SET", help="Set5, Set14, ..., a folder, or 'embedded'"
+    )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), required=True)
-    parser.add_argument("--data-root", type=Path, default=None, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="folder with benchmarks/ (default: $SR_DISTILL_DATA)",
+    )
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "squeeze", "none"), default="auto", help="backbone of LPIPS; "
                         "auto: the first of alex, squeeze, vgg whose weights are on this machine")  # fmt: skip
     parser.add_argument("--per-image", action="store_true", help="also print a row for every image")
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write results.json and results.csv there")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="write results.json and results.csv there"
+    )
     add_device(parser)
     args = parser.parse_args(arguments)
 

@@ -16,18 +16,24 @@ from ..infer import find_inputs, output_paths, upscale_file
 from ..zoo import ZOO, open_model
 from .common import add_device, run_command
 
-DEFAULT_MODEL = "mobile_sr_x4"
+DEFAULT_MODEL = "edsr_x4"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``inference.py -i FILE_OR_FOLDER -o FOLDER [--model M] [--device auto]``."""
     parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files.")
-    parser.add_argument("-i", "--input", type=Path, required=True, metavar="PATH", help="an image, or a folder of images")
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="PATH", help="an image, or a folder of images"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
-                        help=f"name of the zoo ({', '.join(ZOO)}), our .safetensors, or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale")
-    parser.add_argument("--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)")
+                        help=f"one of the zoo ({', '.join(ZOO)}), our .safetensors, or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument(
+        "--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale"
+    )
+    parser.add_argument(
+        "--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)"
+    )
     add_device(parser)
     args = parser.parse_args(arguments)
     if args.tile < 0:
@@ -40,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = open_model(args.model, args.scale)
     targets = output_paths(files, args.input, args.output, model.spec.scale)
     failed = 0
-    for source, target in tqdm(list(zip(files, targets)), unit="image", disable=None if len(files) > 1 else True, dynamic_ncols=True):
+    for source, target in tqdm(
+        list(zip(files, targets)), unit="image", disable=None if len(files) > 1 else True, dynamic_ncols=True
+    ):
         try:
             width, height = upscale_file(model, source, target, device, args.tile)
             tqdm.write(f"{target} ({width}x{height})")

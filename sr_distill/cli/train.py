@@ -24,7 +24,7 @@ from ..files import data_root
 from ..infer import upscale
 from ..models import SRModel, Teacher, build_model, model_key
 from ..options import RunOptions, load_options
-from ..train import Interrupted, Trainer, open_run
+from ..train import DistillationTask, Interrupted, Trainer, open_run
 from ..train.loop import Validate
 from ..zoo import open_model
 from .common import run_command
@@ -32,7 +32,9 @@ from .common import run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``train.py -opt FILE [key.path=value ...] [--resume]``."""
-    parser = argparse.ArgumentParser(prog="train", description="Train a student; with a teacher in the options, distil it.")
+    parser = argparse.ArgumentParser(
+        prog="train", description="Train a student; with a teacher in the options, distil it."
+    )
     parser.add_argument("-opt", "--options", required=True, metavar="FILE", help="options of the run (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that differ from the file")
     parser.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
@@ -49,7 +51,7 @@ def _train(options: RunOptions, resume: bool) -> int:
     accelerator = _accelerator(options)
     say = functools.partial(accelerator.print, flush=True)
     set_seed(options.seed)
-    student = _student(options)
+    task = DistillationTask(_student(options), options.losses)
     teacher = _teacher(options)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
@@ -61,15 +63,13 @@ def _train(options: RunOptions, resume: bool) -> int:
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         folder, checkpoint, said = open_run(options, resume=True)
-    if checkpoint is None:
-        # A run interrupted before its first checkpoint starts anew.
-        set_seed(options.seed)
-    trainer = Trainer(options, folder, student, teacher, store, accelerator, validate)
+    trainer = Trainer(options, folder, task, teacher, store, accelerator, validate)
     for line in said:
         say(line)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
+    student = task.student
     say(
         f"{options.name}: {student.spec.name} x{options.scale}, {student.num_parameters:,} parameters, "
         f"{'distilled from ' + options.teacher.model if options.teacher else 'no teacher'}; {len(store.names)} photos; on {accelerator.device}."
@@ -80,7 +80,9 @@ def _train(options: RunOptions, resume: bool) -> int:
     started = time.perf_counter()
     progress = trainer.run()
     best = f"; best in validation: {progress.best:.3f} at step {progress.best_step}" if validate else ""
-    say(f"done: {progress.step} steps in {_duration(time.perf_counter() - started)}{best}. The student: {folder.student}")
+    say(
+        f"done: {progress.step} steps in {_duration(time.perf_counter() - started)}{best}. The student: {folder.student}"
+    )
     return 0
 
 
@@ -89,7 +91,12 @@ def _accelerator(options: RunOptions) -> Accelerator:
     device = pick_device(options.device)
     if options.device != "auto" and device.type != "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    return Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    if options.data.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"data.batch_size {options.data.batch_size} cannot be divided among {accelerator.num_processes} processes."
+        )
+    return accelerator
 
 
 def _student(options: RunOptions) -> SRModel:
@@ -97,7 +104,9 @@ def _student(options: RunOptions) -> SRModel:
     if options.init_from is not None:
         start = open_model(options.init_from, options.scale, options.student)
         if start.spec != student.spec:
-            raise UserError(f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student.")
+            raise UserError(
+                f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student."
+            )
         student.load_state_dict(start.state_dict())
     return student
 
@@ -121,7 +130,9 @@ def _pairs(options: RunOptions, teacher: Teacher | None, accelerator: Accelerato
         def run(lr: Tensor) -> Tensor:
             return upscale(model, lr, device)
 
-        bar = functools.partial(tqdm, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True)
+        bar = functools.partial(
+            tqdm, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True
+        )
         store.add_teacher(model_key(model), run, bar)
     return store
 

@@ -27,8 +27,15 @@ def imresize(image: Tensor, scale: float) -> Tensor:
 
 
 def downscale_to_uint8(hr: Tensor, factor: int) -> Tensor:
-    """uint8 (..., H, W) to uint8 (..., H/factor, W/factor): :func:`imresize` in float64, rounded and clipped."""
-    return imresize(hr.double(), 1.0 / factor).round_().clamp_(0, 255).to(torch.uint8)
+    """uint8 (..., H, W) to uint8 (..., H/factor, W/factor), equal to MATLAB's ``imresize`` of a uint8 image to the bit.
+
+    MATLAB shrinks the rows first and rounds and clips to uint8 before it shrinks the columns. :func:`imresize` (and BasicSR's),
+    rounded once at the end, differs from that in 10-15 % of the values, mostly by one level.
+    """
+    image = hr
+    for dim in (-2, -1):
+        image = _resize_dim(image.double(), dim, 1.0 / factor).add_(0.5).floor_().clamp_(0, 255)
+    return image.to(torch.uint8)
 
 
 def _resize_dim(image: Tensor, dim: int, scale: float) -> Tensor:

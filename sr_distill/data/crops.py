@@ -25,7 +25,9 @@ class StepBatches(Dataset[Batch]):
         rank, world_size: which share of the batch is this process's.
     """
 
-    def __init__(self, store: PairStore, lr_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, store: PairStore, lr_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self._store = store
         self._lr_size = lr_size
         self._batch_size = batch_size

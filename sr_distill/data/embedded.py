@@ -43,5 +43,7 @@ def _photo(name: str) -> Path:
 
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
-        raise UserError(f"{name} is not in the installed scikit-image ({path.parent}): install scikit-image as in requirements.txt.")
+        raise UserError(
+            f"{name} is not in the installed scikit-image ({path.parent}): install scikit-image as in requirements.txt."
+        )
     return path

@@ -39,7 +39,7 @@ def open_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file.") from error
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+    except Exception as error:
         reason = str(error).replace(f" '{path}'", "").replace(str(path), "the file") or type(error).__name__
         raise UserError(f"{path}: cannot be read as an image ({reason}).") from error
 

@@ -22,7 +22,7 @@ from . import embedded
 from .bicubic import downscale_to_uint8
 from .images import list_images, read_rgb, to_pixels, to_tensor
 
-_FORMAT = 1  # raise it when the files or the way they are made change
+_FORMAT = 2  # raise it when the files or the way they are made change
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class PairStore:
     def _hr_shapes(self) -> list[tuple[int, int]]:
         return [(height * self.scale, width * self.scale) for height, width in self.lr_shapes]
 
-    def add_teacher(self, key: str, upscale: Callable[[Tensor], Tensor], progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+    def add_teacher(
+        self, key: str, upscale: Callable[[Tensor], Tensor], progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    ) -> None:
         """Store the teacher's outputs, unless they are there already.
 
         Args:
@@ -88,7 +90,9 @@ class PairStore:
         self.teacher = PackedImages(path, self._hr_shapes)
 
 
-def open_pairs(sources: Iterable[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str) -> PairStore:
+def open_pairs(
+    sources: Iterable[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str
+) -> PairStore:
     """Pack the photos of ``sources`` into ``cache_dir``, or open the pack made earlier from the same content.
 
     Raises:

@@ -41,7 +41,9 @@ def ssim_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
     """
     x, y = _luma_255(sr, hr, border)
     if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(f"SSIM needs at least {_WINDOW}x{_WINDOW} pixels inside a border of {border}, got {x.shape[-1]}x{x.shape[-2]}")
+        raise ValueError(
+            f"SSIM needs at least {_WINDOW}x{_WINDOW} pixels inside a border of {border}, got {x.shape[-1]}x{x.shape[-2]}"
+        )
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(torch.cat([x, y, x * x, y * y, x * y], dim=1)).unbind(1)
     var_x, var_y, cov = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

@@ -27,7 +27,7 @@ def describe_protocol(scale: int, lpips: str | None) -> list[str]:
         "PSNR and SSIM: per image, then the mean over images; output clipped and rounded to 8 bits; Y of BT.601 (16-235), "
         f"not rounded; border of {scale} pixels (the scale) cut off.",
         "SSIM: Gaussian window 11x11, sigma 1.5, no padding. Gray images are converted like colour ones.",
-        "LR: the set's own files (MATLAB bicubic), or made by MATLAB-like bicubic with antialiasing, rounded to 8 bits.",
+        "LR: the set's own files (MATLAB bicubic), or made here in the same way, to the bit.",
     ]
     if lpips is not None:
         lines.append(f"LPIPS: v0.1, backbone {lpips}, on the whole RGB image; lower is better.")

@@ -38,7 +38,9 @@ def notes_on(results: Sequence[SetResult]) -> list[str]:
     for result in results:
         same = [score.image for score in result.scores if math.isinf(score.psnr)]
         if same:
-            notes.append(f"{result.model} on {result.set}: identical to HR, kept out of the mean PSNR: {', '.join(same)}.")
+            notes.append(
+                f"{result.model} on {result.set}: identical to HR, kept out of the mean PSNR: {', '.join(same)}."
+            )
         notes += [f"{result.model} on {result.set}: {problem}" for problem in result.problems]
     return notes
 
@@ -81,7 +83,9 @@ def write_report(folder: Path, results: Sequence[SetResult], scale: int, lpips: 
     return paths
 
 
-def _named(scale: int, lpips: str | None, psnr: float | None, ssim: float | None, distance: float | None) -> dict[str, Any]:
+def _named(
+    scale: int, lpips: str | None, psnr: float | None, ssim: float | None, distance: float | None
+) -> dict[str, Any]:
     names = metric_names(scale, lpips or "alex")
     values = {names[0]: "inf" if psnr is not None and math.isinf(psnr) else psnr, names[1]: ssim}
     return values | {names[2]: distance} if lpips else values

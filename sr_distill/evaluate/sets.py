@@ -83,9 +83,19 @@ def _folder(name: str, root: Path | None) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    known = sorted({path.name for base in places[:-1] if base.parent.is_dir() for path in base.parent.iterdir() if (path / "HR").is_dir()})
+    known = sorted(
+        {
+            path.name
+            for base in places[:-1]
+            if base.parent.is_dir()
+            for path in base.parent.iterdir()
+            if (path / "HR").is_dir()
+        }
+    )
     there = f" Sets there: {', '.join(known)}." if known else ""
-    hint = "" if root else f" Say where benchmarks lie: --data-root DIR, or the environment variable {DATA_ROOT_VARIABLE}."
+    hint = (
+        "" if root else f" Say where benchmarks lie: --data-root DIR, or the environment variable {DATA_ROOT_VARIABLE}."
+    )
     raise UserError(f"there is no set '{name}'; looked for {', '.join(str(place) for place in places)}.{there}{hint}")
 
 

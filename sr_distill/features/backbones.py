@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import DATA_ROOT_VARIABLE, data_root
 
-_TORCHVISION = {"vgg19": "VGG19_Weights", "alexnet": "AlexNet_Weights", "vgg16": "VGG16_Weights", "squeezenet1_1": "SqueezeNet1_1_Weights"}
+_TORCHVISION = {
+    "vgg19": "VGG19_Weights",
+    "alexnet": "AlexNet_Weights",
+    "vgg16": "VGG16_Weights",
+    "squeezenet1_1": "SqueezeNet1_1_Weights",
+}
 _LPIPS_BACKBONE = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
@@ -63,7 +68,9 @@ def lpips_network(network: str, download: bool = True) -> nn.Module:
 def _feature_weights(name: str, download: bool = True) -> dict[str, Tensor]:
     """Weights of ``torchvision.models.<name>().features``, keys without the ``features.`` prefix."""
     weights = _find_weights(name, download)
-    return {key.removeprefix("features."): value.float() for key, value in weights.items() if key.startswith("features.")}
+    return {
+        key.removeprefix("features."): value.float() for key, value in weights.items() if key.startswith("features.")
+    }
 
 
 def _find_weights(name: str, download: bool) -> dict[str, Tensor]:
@@ -77,13 +84,17 @@ def _find_weights(name: str, download: bool) -> dict[str, Tensor]:
     for path in (cached, ours):
         if path is not None and path.is_file():
             return _load(path)
-    here = str(ours) if ours else f"${DATA_ROOT_VARIABLE}/backbones/{name}_features.safetensors ({DATA_ROOT_VARIABLE} is not set)"
+    here = (
+        str(ours)
+        if ours
+        else f"${DATA_ROOT_VARIABLE}/backbones/{name}_features.safetensors ({DATA_ROOT_VARIABLE} is not set)"
+    )
     missing = f"pretrained weights of {name} are missing: looked for {cached} (torchvision's cache) and {here}"
     if not download:
         raise UserError(f"{missing}.")
     try:
         return official.get_state_dict(progress=False)
-    except Exception as error:  # noqa: BLE001 - no network shows as many kinds of errors
+    except Exception as error:
         raise UserError(
             f"{missing}; downloading {official.url} failed ({error}). Put that file into torchvision's cache, or run once with a network."
         ) from error
@@ -94,5 +105,5 @@ def _load(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(str(path))
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, so that it is fetched anew.") from error

@@ -103,7 +103,9 @@ def _index(name: str) -> int:
     if name not in VGG19_LAYERS:
         close = difflib.get_close_matches(name, VGG19_LAYERS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"vgg19 has no layer '{name}'.{hint} Allowed: features.0 to features.36, conv1_1, relu1_1, pool1, ... pool5.")
+        raise UserError(
+            f"vgg19 has no layer '{name}'.{hint} Allowed: features.0 to features.36, conv1_1, relu1_1, pool1, ... pool5."
+        )
     return VGG19_LAYERS[name]
 
 

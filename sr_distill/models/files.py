@@ -104,7 +104,9 @@ def _recognise(path: Path, state: StateDict, scale: int | None) -> SRModel | Non
             options, scales = found
             if len(scales) > 1 and scale not in scales:
                 listed = " and ".join(f"x{s}" for s in scales)
-                raise UserError(f"{path}: {name} has the same weights for {listed}; say which scale it is for (--scale).")
+                raise UserError(
+                    f"{path}: {name} has the same weights for {listed}; say which scale it is for (--scale)."
+                )
             tree = {"type": name, **options}
             chosen = scale if len(scales) > 1 else scales[0]
             return _fill(build_model(validate(ArchitectureOptions, tree, str(path)), chosen), state, path)
@@ -117,7 +119,9 @@ def _fill(model: SRModel, state: StateDict, path: Path) -> SRModel:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
-        raise UserError(f"{path}: the weights do not fit {model.spec.name} at scale {model.spec.scale}: {shown}") from None
+        raise UserError(
+            f"{path}: the weights do not fit {model.spec.name} at scale {model.spec.scale}: {shown}"
+        ) from None
     return model
 
 
@@ -135,7 +139,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
                 metadata = file.metadata() or {}
             return load_file(str(path)), metadata
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
+    except Exception as error:
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported" in reason:
             reason = "it holds Python objects beside weights, which are not loaded, because they could run code"

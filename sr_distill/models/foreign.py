@@ -23,7 +23,11 @@ def load_foreign(state: StateDict, path: Path) -> SRModel:
             f"{path}: no known network has these weights. For a network that this package builds by name, "
             "say which one (teacher.architecture in the options)."
         ) from error
-    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.input_channels != 3 or descriptor.output_channels != 3:
+    if (
+        not isinstance(descriptor, ImageModelDescriptor)
+        or descriptor.input_channels != 3
+        or descriptor.output_channels != 3
+    ):
         raise UserError(f"{path}: {descriptor.architecture.name} is not a network from RGB to RGB.")
     needs = descriptor.size_requirements
     spec = ModelSpec(

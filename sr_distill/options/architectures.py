@@ -92,14 +92,20 @@ class SwinIR(Options):
     num_heads: list[Depth] = Field([6, 6, 6, 6], description="Attention heads in each residual group.")
     window_size: int = Field(8, ge=2, description="Side of the attention window; inputs are padded to a multiple.")
     mlp_ratio: float = Field(2.0, gt=0, description="Hidden size of the MLP over embed_dim.")
-    upsampler: Literal["pixelshuffledirect", "pixelshuffle"] = Field("pixelshuffledirect", description="Upsampling module.")
+    upsampler: Literal["pixelshuffledirect", "pixelshuffle"] = Field(
+        "pixelshuffledirect", description="Upsampling module."
+    )
 
     @model_validator(mode="after")
     def _same_length(self) -> SwinIR:
         if len(self.depths) != len(self.num_heads):
-            raise ValueError(f"depths has {len(self.depths)} entries and num_heads {len(self.num_heads)}; give one of each for every group")
+            raise ValueError(
+                f"depths has {len(self.depths)} entries and num_heads {len(self.num_heads)}; give one of each for every group"
+            )
         if any(self.embed_dim % heads for heads in self.num_heads):
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of every entry of num_heads {self.num_heads}")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of every entry of num_heads {self.num_heads}"
+            )
         return self
 
 
@@ -115,8 +121,12 @@ class RLFN(Options):
     """Kong et al. 2022, residual local feature network; works on 0-255 inside."""
 
     type: Literal["rlfn"] = Field(description="Name of the network.")
-    num_feat: Width = Field(52, description="Channels of the body (52 for RLFN, 48 for RLFN-S, 46 for the NTIRE 2022 entry).")
-    num_mid: Width | None = Field(None, description="Channels inside a block; None: as num_feat (48 for the NTIRE 2022 entry).")
+    num_feat: Width = Field(
+        52, description="Channels of the body (52 for RLFN, 48 for RLFN-S, 46 for the NTIRE 2022 entry)."
+    )
+    num_mid: Width | None = Field(
+        None, description="Channels inside a block; None: as num_feat (48 for the NTIRE 2022 entry)."
+    )
     num_block: Depth = Field(6, description="Residual local feature blocks.")
 
 

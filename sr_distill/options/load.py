@@ -26,7 +26,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int)) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
             seen.add(key if isinstance(key, (str, int)) else str(key))
         return super().construct_mapping(node, deep)
 
@@ -116,7 +118,9 @@ def _step_into(node: Any, part: str, path: str, override: str) -> Any:
 
 def _list_index(node: list[Any], part: str, path: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"'{override}': {path}: a list of {len(node)} is indexed with a number from 0 to {len(node) - 1}.")
+        raise UserError(
+            f"'{override}': {path}: a list of {len(node)} is indexed with a number from 0 to {len(node) - 1}."
+        )
     return int(part)
 
 
@@ -183,7 +187,9 @@ def _tags(kind: Any, location: Sequence[int | str]) -> list[str]:
     current = [kind]
     for part in location:
         if isinstance(part, str):
-            current = [cls.model_fields[part].annotation for a in current for cls in _models(a) if part in cls.model_fields]
+            current = [
+                cls.model_fields[part].annotation for a in current for cls in _models(a) if part in cls.model_fields
+            ]
     return [tag for annotation in current for cls in _models(annotation) for tag in _literal(cls)]
 
 

@@ -21,7 +21,8 @@ class TeacherOptions(Options):
 
     model: str = Field(description="Name of a model of the zoo, one of our .safetensors, or a checkpoint file.")
     architecture: ArchitectureOptions | None = Field(
-        None, description="Which network the checkpoint belongs to, for a file that does not say so and is not recognised."
+        None,
+        description="Which network the checkpoint belongs to, for a file that does not say so and is not recognised.",
     )
     cache: bool = Field(
         True,
@@ -33,9 +34,18 @@ class TeacherOptions(Options):
 class SourceOptions(Options):
     """One folder of training photographs, searched recursively."""
 
-    hr: str = Field(description="Folder of HR photos, below the working folder or SR_DISTILL_DATA; 'embedded': the photos inside scikit-image.")
-    lr: str | None = Field(None, description="Folder of LR images with the same names (or NAMEx4); None: LR made by MATLAB-like bicubic.")
-    downscale: int = Field(1, ge=1, le=8, description="Shrink the photos by this factor first: cleaner HR from large, soft or noisy photos.")
+    hr: str = Field(
+        description="Folder of HR photos, below the working folder or SR_DISTILL_DATA; 'embedded': the photos inside scikit-image."
+    )
+    lr: str | None = Field(
+        None, description="Folder of LR images with the same names (or NAMEx4); None: LR made by MATLAB-like bicubic."
+    )
+    downscale: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="Shrink the photos by this factor first: cleaner HR from large, soft or noisy photos.",
+    )
 
     @model_validator(mode="after")
     def _shrink_only_made_lr(self) -> SourceOptions:
@@ -50,9 +60,13 @@ class DataOptions(Options):
     train: list[SourceOptions] = Field(min_length=1, description="Folders of training photos.")
     lr_size: int = Field(32, ge=8, description="Side of a training crop, in LR pixels; the HR crop is lr_size x scale.")
     batch_size: int = Field(16, ge=1, description="Crops in a step, over all processes together.")
-    on_unreadable: Literal["stop", "skip"] = Field("stop", description="What to do about an image that cannot be used; it is named either way.")
+    on_unreadable: Literal["stop", "skip"] = Field(
+        "stop", description="What to do about an image that cannot be used; it is named either way."
+    )
     cache_dir: str = Field("datasets/cache", description="Folder for the decoded pairs and the teacher's outputs.")
-    workers: int = Field(0, ge=0, description="Processes that cut crops; 0: the training process itself (fast enough for most students).")
+    workers: int = Field(
+        0, ge=0, description="Processes that cut crops; 0: the training process itself (fast enough for most students)."
+    )
 
 
 class ScheduleOptions(Options):
@@ -99,8 +113,15 @@ class TrainOptions(Options):
     """How long, how precisely, and what is written when."""
 
     total_steps: int = Field(ge=1, description="Optimizer steps of the run.")
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which are validated and saved; 0: the weights themselves.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast the student and the teacher to bfloat16.")
+    ema: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="Decay of the averaged weights, which are validated and saved; 0: the weights themselves.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast the student and the teacher to bfloat16."
+    )
     channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
     compile: bool = Field(False, description="torch.compile the student; pays off on a GPU in long runs.")
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
@@ -111,7 +132,9 @@ class TrainOptions(Options):
 class ValidationOptions(Options):
     """What the student is measured on while it trains; the best one is saved."""
 
-    set: str = Field(description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, a folder laid out like these, or 'embedded'.")
+    set: str = Field(
+        description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, a folder laid out like these, or 'embedded'."
+    )
     every: int = Field(1000, ge=1, description="Steps between validations; there is always one at the end.")
 
 
@@ -124,14 +147,18 @@ class RunOptions(Options):
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     output_dir: str = Field("experiments", description="Folder of the runs.")
     student: ArchitectureOptions = Field(description="The network to train.")
-    init_from: str | None = Field(None, description="A .safetensors of the same network to start from; None: random weights.")
+    init_from: str | None = Field(
+        None, description="A .safetensors of the same network to start from; None: random weights."
+    )
     teacher: TeacherOptions | None = Field(None, description="The network to distil from; None: plain training.")
     data: DataOptions = Field(description="What to train on.")
     losses: list[LossOptions] = Field(min_length=1, description="The objective: a weighted sum of terms.")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How weights are updated.")
     schedule: ScheduleOptions = Field(ScheduleOptions(), description="Learning rate as a function of the step.")
     train: TrainOptions = Field(description="How long, how precisely, and what is written when.")
-    validation: ValidationOptions | None = Field(None, description="What the student is measured on; None: the last weights are saved.")
+    validation: ValidationOptions | None = Field(
+        None, description="What the student is measured on; None: the last weights are saved."
+    )
 
     @field_validator("name")
     @classmethod
@@ -148,9 +175,13 @@ class RunOptions(Options):
     @model_validator(mode="after")
     def _consistent(self) -> RunOptions:
         if self.needs_teacher and self.teacher is None:
-            raise ValueError("a loss compares with the teacher (against: teacher), but there is no teacher: add teacher.model")
+            raise ValueError(
+                "a loss compares with the teacher (against: teacher), but there is no teacher: add teacher.model"
+            )
         if self.teacher is not None and not self.needs_teacher:
-            raise ValueError("there is a teacher, but no loss uses it: add a loss with 'against: teacher', or remove the teacher")
+            raise ValueError(
+                "there is a teacher, but no loss uses it: add a loss with 'against: teacher', or remove the teacher"
+            )
         if all(term.weight == 0 for term in self.losses):
             raise ValueError("every loss has weight 0: nothing would be learned")
         repeated = [label for label, count in Counter(term.label for term in self.losses).items() if count > 1]

@@ -43,8 +43,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - damaged files raise many kinds
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): delete it to resume from the one before.") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}): delete it to resume from the one before."
+        ) from error
 
 
 def _all(folder: Path) -> list[Path]:

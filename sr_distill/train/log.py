@@ -21,7 +21,9 @@ class MetricsLog:
 
         self._path = folder / "metrics.jsonl"
         if self._path.exists():
-            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
+            kept = [
+                line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step
+            ]
             write_text(self._path, "".join(line + "\n" for line in kept))
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 

@@ -50,7 +50,7 @@ class Trainer:
     Args:
         options: the options of the run.
         folder: where its files go.
-        student: the model to train, with its starting weights.
+        task: the student, with its starting weights, and the objective.
         teacher: the frozen teacher, None for plain training or where its outputs are in ``store``.
         store: the training pairs.
         accelerator: devices and processes; created once by the caller.
@@ -61,35 +61,37 @@ class Trainer:
         self,
         options: RunOptions,
         folder: RunFolder,
-        student: SRModel,
+        task: DistillationTask,
         teacher: Teacher | None,
         store: PairStore,
         accelerator: Accelerator,
         validate: Validate | None = None,
     ) -> None:
-        processes = accelerator.num_processes
-        if options.data.batch_size % processes:
-            raise UserError(f"data.batch_size {options.data.batch_size} cannot be divided among {processes} processes.")
         self.options, self.folder, self.accelerator, self.validate = options, folder, accelerator, validate
         self._layout = torch.channels_last if options.train.channels_last else torch.contiguous_format
-        self.student = student.to(accelerator.device, memory_format=self._layout)
+        self.student = task.student.to(accelerator.device, memory_format=self._layout)
         self.ema = EMA(self.student, options.train.ema)
         self.student.autocast = torch.bfloat16 if options.train.precision == "bf16" else None
         self.teacher = teacher
         if teacher is not None:
             teacher.to(accelerator.device, memory_format=self._layout)
             teacher.model.autocast = self.student.autocast
-        task = DistillationTask(self.student, options.losses)
         optimizer = _make_optimizer(options, self.student)
         if options.train.compile:
             self.student.net.compile()
         self.task, self.optimizer = accelerator.prepare(task, optimizer)
         self.batches = StepBatches(
-            store, options.data.lr_size, options.data.batch_size, options.seed, accelerator.process_index, processes
+            store,
+            options.data.lr_size,
+            options.data.batch_size,
+            options.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         self.progress = Progress()
         self._labels = ["total", *(term.label for term in options.losses)]
         self._pending: list[Tensor] = []
+        self._last_log = 0.0
         self._last_good: Path | None = None
         self._stop = False
 
@@ -149,7 +151,10 @@ class Trainer:
     def _step(self, batch: Any) -> Tensor:
         batch = batch.to(self.accelerator.device, self.options.train.channels_last)
         rate = learning_rate_at(
-            self.progress.step, self.options.optimizer.learning_rate, self.options.train.total_steps, self.options.schedule
+            self.progress.step,
+            self.options.optimizer.learning_rate,
+            self.options.train.total_steps,
+            self.options.schedule,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -193,7 +198,9 @@ class Trainer:
         speed = len(self._pending) * self.options.data.batch_size / max(seconds, 1e-9)
         self._pending, self._last_log = [], time.perf_counter()
         rate = self.optimizer.param_groups[0]["lr"]
-        bar.set_postfix_str(", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s", refresh=False)
+        bar.set_postfix_str(
+            ", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s", refresh=False
+        )
         if log is not None:
             log.write(self.progress.step, "train", {**means, "learning_rate": rate, "images_per_second": speed})
 
@@ -216,7 +223,9 @@ class Trainer:
         if self.accelerator.is_main_process and self.validate is not None:
             started = time.perf_counter()
             scores = self.validate(self.ema.module)
-            bar.write(f"step {self.progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            bar.write(
+                f"step {self.progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            )
             if log is not None:
                 log.write(self.progress.step, "validation", scores)
             if next(iter(scores.values())) > self.progress.best:
@@ -234,7 +243,9 @@ class Trainer:
                 "progress": vars(self.progress),
                 "rng": torch.get_rng_state(),
             }
-            path = save_checkpoint(self.folder.checkpoints, self.progress.step, state, self.options.train.keep_checkpoints)
+            path = save_checkpoint(
+                self.folder.checkpoints, self.progress.step, state, self.options.train.keep_checkpoints
+            )
             self._last_good = path
         self.accelerator.wait_for_everyone()
 

@@ -13,7 +13,14 @@ from ..options import RunOptions, dump_options, validate
 from .checkpoint import latest_checkpoint
 
 # Options that may differ between a run and its continuation without a word.
-_HARMLESS = ("device", "train.total_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers")
+_HARMLESS = (
+    "device",
+    "train.total_steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "data.workers",
+)
 # Options without which the saved state does not fit.
 _FIXED = ("scale", "student")
 

@@ -25,7 +25,7 @@ from ..unit.test_losses import random_backbones  # noqa: F401 - a fixture
 pytestmark = pytest.mark.run
 
 
-@pytest.fixture()
+@pytest.fixture
 def work(tmp_path):
     """A folder with photos, a validation set, a teacher, and options that use them."""
     for index in range(3):
@@ -43,7 +43,12 @@ def _options(work: Path, **change) -> Path:
         "output_dir": str(work / "out"),
         "student": {"type": "mobile_sr", "num_feat": 8, "num_block": 1},
         "teacher": {"model": str(work / "teacher.safetensors")},
-        "data": {"train": [{"hr": str(work / "photos")}], "lr_size": 16, "batch_size": 4, "cache_dir": str(work / "cache")},
+        "data": {
+            "train": [{"hr": str(work / "photos")}],
+            "lr_size": 16,
+            "batch_size": 4,
+            "cache_dir": str(work / "cache"),
+        },
         "losses": [{"type": "l1"}, {"type": "l1", "against": "teacher", "weight": 0.5}],
         "train": {"total_steps": 6, "log_every": 2, "checkpoint_every": 3},
         "validation": {"set": str(work / "set"), "every": 3},
@@ -110,8 +115,13 @@ def test_resume_equals_uninterrupted(work, cache):
     (checkpoints / "step_00000004.pt").unlink()
     assert _train(options, "name=parts", "--resume") == 0
     _assert_same(_state(work, "whole"), _state(work, "parts"))
-    first, second = ([json.loads(line) for line in (work / "out" / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "parts"))
-    assert [line["psnr_y_b2"] for line in first if "psnr_y_b2" in line] == [line["psnr_y_b2"] for line in second if "psnr_y_b2" in line]
+    first, second = (
+        [json.loads(line) for line in (work / "out" / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "parts")
+    )
+    assert [line["psnr_y_b2"] for line in first if "psnr_y_b2" in line] == [
+        line["psnr_y_b2"] for line in second if "psnr_y_b2" in line
+    ]
     assert _train(options, "name=parts", "--resume") == 0  # nothing left to do
 
 
@@ -127,9 +137,18 @@ def test_the_stored_teacher_equals_the_running_one_inside(work):
 
 
 def _launch(options: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "scripts/train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "scripts/train.py",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, "-opt", str(options), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*command, "-opt", str(options), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_two_processes_equal_one(work):
@@ -139,7 +158,9 @@ def test_two_processes_equal_one(work):
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = _state(work, "p1"), _state(work, "p2")
     # After one step of Adam the first moment is the gradient itself, up to a factor: a wrong scale cannot hide in it.
-    gradients = [torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]) for state in (one, two)]
+    gradients = [
+        torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]) for state in (one, two)
+    ]
     assert gradients[0].abs().max() > 1e-5
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-4)
     lines = [json.loads((work / f"out/p{n}/metrics.jsonl").read_text().splitlines()[0]) for n in (1, 2)]
@@ -183,7 +204,9 @@ def test_variants_of_training(work, train):
     base = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3}
     assert _train(_options(work, train=base)) == 0
     assert _train(_options(work, train=base | train), "name=variant") == 0
-    first, second = (json.loads((work / "out" / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("run", "variant"))
+    first, second = (
+        json.loads((work / "out" / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("run", "variant")
+    )
     assert second["total"] == pytest.approx(first["total"], rel=0.02)
 
 
@@ -202,11 +225,18 @@ def test_starting_from_a_model_file(work):
         ({"scale": 4}, "network for scale 2, but scale 4 is asked for"),
         ({"teacher": {"model": "none.pth"}}, "model not found: none.pth"),
         ({"validation": {"set": "Set99"}}, "there is no set 'Set99'"),
-        ({"student": {"type": "rrdbnet"}, "scale": 3, "teacher": None, "losses": [{"type": "l1"}]}, "cannot be built for scale 3"),
+        (
+            {"student": {"type": "rrdbnet"}, "scale": 3, "teacher": None, "losses": [{"type": "l1"}]},
+            "cannot be built for scale 3",
+        ),
         ({"device": "cuda:9"}, "device 'cuda:9' is not available"),
+        (
+            {"losses": [{"type": "l1", "against": "teacher"}, {"type": "lpips"}]},
+            "pretrained weights of alexnet are missing",
+        ),
     ],
 )
-def test_what_cannot_work_is_said_before_the_first_step(work, capsys, change, expected):
+def test_what_cannot_work_is_said_before_the_first_step(work, capsys, no_data, change, expected):
     assert _train(_options(work, **change)) == 2
     said = capsys.readouterr().err
     assert expected in said
@@ -239,7 +269,10 @@ def _wait_for(condition, seconds=120):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_runs_go_on(work, number):
     options = _options(work)
-    assert _train(options, "name=whole", "train.total_steps=300", "train.checkpoint_every=300", "validation.every=300") == 0
+    assert (
+        _train(options, "name=whole", "train.total_steps=300", "train.checkpoint_every=300", "validation.every=300")
+        == 0
+    )
     more = ["name=cut", "train.total_steps=300", "train.checkpoint_every=20", "validation.every=300"]
     process = subprocess.Popen(
         [sys.executable, "scripts/train.py", "-opt", str(options), *more], cwd=ROOT, stderr=subprocess.PIPE, text=True

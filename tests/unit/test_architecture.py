@@ -10,7 +10,22 @@ import pytest
 
 from ..conftest import ROOT
 
-ORDER = ["errors", "files", "devices", "contracts", "options", "data", "models", "features", "losses", "train", "evaluate", "infer", "zoo", "cli"]
+ORDER = [
+    "errors",
+    "files",
+    "devices",
+    "contracts",
+    "options",
+    "data",
+    "models",
+    "features",
+    "losses",
+    "train",
+    "evaluate",
+    "infer",
+    "zoo",
+    "cli",
+]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))
 
 
@@ -62,6 +77,12 @@ def test_public_things_are_documented(path):
     assert ast.get_docstring(tree), f"{path} has no docstring"
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            nested = any(isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node for outer in ast.walk(tree))
-            private = any(isinstance(outer, ast.ClassDef) and outer.name.startswith("_") and node in outer.body for outer in ast.walk(tree))
+            nested = any(
+                isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node
+                for outer in ast.walk(tree)
+            )
+            private = any(
+                isinstance(outer, ast.ClassDef) and outer.name.startswith("_") and node in outer.body
+                for outer in ast.walk(tree)
+            )
             assert nested or private or ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"

@@ -12,7 +12,18 @@ import torch
 from PIL import Image
 
 from sr_distill.contracts import Batch
-from sr_distill.data import PairStore, StepBatches, downscale_to_uint8, embedded, imresize, luma, open_pairs, rgb_to_ycbcr, step_loader, ycbcr_to_rgb
+from sr_distill.data import (
+    PairStore,
+    StepBatches,
+    downscale_to_uint8,
+    embedded,
+    imresize,
+    luma,
+    open_pairs,
+    rgb_to_ycbcr,
+    step_loader,
+    ycbcr_to_rgb,
+)
 from sr_distill.data.color import with_luma_of
 from sr_distill.data.images import list_images, open_image, read_rgb, to_rgb, to_tensor, to_uint8, write_png
 from sr_distill.errors import UserError
@@ -160,7 +171,9 @@ def test_pairs_are_made_once_and_equal_matlab_like_bicubic(tmp_path):
     hr = natural_image(70, 83)[:69, :81]
     np.testing.assert_array_equal(store.hr[0], hr)
     expected = import_basicsr("utils.matlab_functions").imresize(to_tensor(hr).double().float() / 255, 1 / 3)
-    assert np.abs(store.lr[0].transpose(2, 0, 1).astype(int) - expected.mul(255).clamp(0, 255).round().numpy()).max() <= 1
+    assert (
+        np.abs(store.lr[0].transpose(2, 0, 1).astype(int) - expected.mul(255).clamp(0, 255).round().numpy()).max() <= 1
+    )
     folder = store.folder
     stamp = (folder / "hr.bin").stat().st_mtime_ns
     assert open_pairs([source], 3, 16, tmp_path / "cache", "stop").folder == folder
@@ -223,7 +236,7 @@ def test_a_damaged_cache_is_named(tmp_path):
         PairStore(store.folder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path):
     store = open_pairs([_photos(tmp_path)], 4, 8, tmp_path / "cache", "stop")
     store.add_teacher("x", lambda lr: torch.repeat_interleave(torch.repeat_interleave(lr, 4, 1), 4, 2))
@@ -280,7 +293,9 @@ def test_loader_gives_the_steps_in_order(store, workers):
 
 
 def test_batch_to_float():
-    batch = Batch(torch.tensor([[[[255]]]], dtype=torch.uint8), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)).to(torch.device("cpu"))
+    batch = Batch(torch.tensor([[[[255]]]], dtype=torch.uint8), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)).to(
+        torch.device("cpu")
+    )
     assert batch.lr.item() == 1.0
     assert batch.hr.dtype == torch.float32
     assert batch.teacher_sr is None

@@ -14,7 +14,17 @@ from skimage.metrics import structural_similarity
 from sr_distill.data import downscale_to_uint8, luma
 from sr_distill.data.images import read_rgb, to_tensor
 from sr_distill.errors import UserError
-from sr_distill.evaluate import describe_protocol, evaluate_set, find_lpips, format_table, notes_on, open_set, psnr_y, ssim_y, write_report
+from sr_distill.evaluate import (
+    describe_protocol,
+    evaluate_set,
+    find_lpips,
+    format_table,
+    notes_on,
+    open_set,
+    psnr_y,
+    ssim_y,
+    write_report,
+)
 from sr_distill.evaluate.protocol import Score, SetResult
 from sr_distill.models import bicubic_model
 from sr_distill.models.basicsr import import_basicsr
@@ -36,8 +46,12 @@ def test_psnr_and_ssim_equal_basicsr(border):
     sr, hr = _images()
     # BasicSR takes BGR, as OpenCV reads it.
     arrays = [image[0].permute(1, 2, 0).numpy()[:, :, ::-1] for image in (sr, hr)]
-    assert psnr_y(sr, hr, border).item() == pytest.approx(metrics.calculate_psnr(*arrays, border, test_y_channel=True), abs=1e-5)
-    assert ssim_y(sr, hr, border).item() == pytest.approx(metrics.calculate_ssim(*arrays, border, test_y_channel=True), abs=1e-7)
+    assert psnr_y(sr, hr, border).item() == pytest.approx(
+        metrics.calculate_psnr(*arrays, border, test_y_channel=True), abs=1e-5
+    )
+    assert ssim_y(sr, hr, border).item() == pytest.approx(
+        metrics.calculate_ssim(*arrays, border, test_y_channel=True), abs=1e-7
+    )
 
 
 def test_ssim_equals_scikit_image():
@@ -71,7 +85,7 @@ def test_metrics_refuse_what_cannot_be_compared():
         ssim_y(sr[..., :16], hr[..., :16], 4)
 
 
-@pytest.fixture()
+@pytest.fixture
 def root(tmp_path):
     for name, size in (("a", (49, 62)), ("b", (64, 48))):
         hr = natural_image(*size, seed=len(name))
@@ -120,7 +134,9 @@ def test_a_bad_image_is_named_and_the_others_are_measured(root):
     result = evaluate_set(bicubic_model(4), open_set("Mine", 4, root), CPU)
     assert [score.image for score in result.scores] == ["a"]
     assert len(result.problems) == 4
-    for problem, name in zip(result.problems, ("bx4.png has 5x5", "c.png: cannot be read", "d.png: too small", "e.png: SSIM needs")):
+    for problem, name in zip(
+        result.problems, ("bx4.png has 5x5", "c.png: cannot be read", "d.png: too small", "e.png: SSIM needs")
+    ):
         assert name in problem
 
 
@@ -139,7 +155,10 @@ def test_gray_files_are_converted_like_colour_ones(tmp_path):
     gray = natural_image(40, 40)[:, :, 0]
     write_image(tmp_path / "gray/g.png", gray)
     write_image(tmp_path / "rgb/g.png", np.repeat(gray[:, :, None], 3, 2))
-    scores = [evaluate_set(bicubic_model(2), open_set(str(tmp_path / kind), 2, None), CPU).scores[0].psnr for kind in ("gray", "rgb")]
+    scores = [
+        evaluate_set(bicubic_model(2), open_set(str(tmp_path / kind), 2, None), CPU).scores[0].psnr
+        for kind in ("gray", "rgb")
+    ]
     assert scores[0] == scores[1]
 
 

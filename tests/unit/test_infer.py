@@ -36,18 +36,31 @@ def test_very_small_images(size):
     assert upscale(model, torch.zeros(3, *size, dtype=torch.uint8), CPU).shape == (3, size[0] * 4, size[1] * 4)
 
 
-@pytest.fixture()
+@pytest.fixture
 def model():
     return build_model(architecture(type="mobile_sr", num_feat=4, num_block=1), 2).eval()
 
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("RGB", "RGB"), ("L", "L"), ("1", "L"), ("P", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA"), ("CMYK", "RGB"), ("I;16", "L")],
+    [
+        ("RGB", "RGB"),
+        ("L", "L"),
+        ("1", "L"),
+        ("P", "RGB"),
+        ("RGBA", "RGBA"),
+        ("LA", "RGBA"),
+        ("CMYK", "RGB"),
+        ("I;16", "L"),
+    ],
 )
 def test_modes(model, tmp_path, mode, expected):
     image = Image.fromarray(natural_image(12, 10))
-    image = Image.fromarray(np.arange(120, dtype=np.uint16).reshape(12, 10) * 500) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(np.arange(120, dtype=np.uint16).reshape(12, 10) * 500)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     source = tmp_path / ("in.tif" if mode == "CMYK" else "in.png")
     image.save(source)
     assert upscale_file(model, source, tmp_path / "out.png", CPU, 0) == (20, 24)
@@ -78,7 +91,7 @@ def test_inputs(tmp_path):
         find_inputs(tmp_path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def model_file(model, tmp_path):
     save_model(model, tmp_path / "model.safetensors")
     return str(tmp_path / "model.safetensors")
@@ -87,7 +100,9 @@ def model_file(model, tmp_path):
 def test_command_upscales_a_folder_and_names_what_it_could_not(tmp_path, model_file, capsys):
     write_image(tmp_path / "in/good.png", natural_image(12, 10))
     (tmp_path / "in/bad.png").write_text("text")
-    code = main(["inference", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", model_file, "--device", "cpu"])
+    code = main(
+        ["inference", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", model_file, "--device", "cpu"]
+    )
     said = capsys.readouterr()
     assert code == 1
     assert "bad.png: cannot be read as an image" in said.err
@@ -103,8 +118,14 @@ def test_command_upscales_a_folder_and_names_what_it_could_not(tmp_path, model_f
         (["-i", "{tmp}", "-o", "{tmp}/out", "--model", "{model}"], "no image found"),
         (["-i", "{tmp}", "-o", "{model}", "--model", "{model}"], "is a file; name a folder"),
         (["-i", "{model}", "-o", "{tmp}/out", "--model", "nothing_x4"], "model not found: nothing_x4"),
-        (["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--scale", "4"], "is a network for scale 2, but scale 4"),
-        (["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--device", "cuda:77"], "device 'cuda:77' is not available"),
+        (
+            ["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--scale", "4"],
+            "is a network for scale 2, but scale 4",
+        ),
+        (
+            ["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--device", "cuda:77"],
+            "device 'cuda:77' is not available",
+        ),
         (["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--tile", "-1"], "must be 0 or more"),
     ],
 )

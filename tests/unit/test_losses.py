@@ -29,13 +29,17 @@ def _gradient(value, image):
     return torch.autograd.grad(value, image)[0]
 
 
-@pytest.fixture()
+@pytest.fixture
 def random_backbones(monkeypatch):
     """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
-    models = {name: getattr(torchvision.models, name)(weights=None) for name in ("vgg19", "alexnet", "vgg16", "squeezenet1_1")}
+    models = {
+        name: getattr(torchvision.models, name)(weights=None) for name in ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
+    }
 
     def weights(name, download=True):
-        return {k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")}
+        return {
+            k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")
+        }
 
     monkeypatch.setattr(backbones, "_feature_weights", weights)
     backbones.vgg19_features.cache_clear()
@@ -59,7 +63,9 @@ def test_charbonnier_equals_the_formula_by_hand_and_kornia_at_eps_1(eps):
     by_hand = (sr - hr) / torch.hypot(sr - hr, torch.full_like(sr, eps)) / sr.numel()
     torch.testing.assert_close(_gradient(charbonnier(sr, hr, eps), sr), by_hand)
     if eps == 1.0:
-        torch.testing.assert_close(charbonnier(sr, hr, eps), 1 + kornia.losses.charbonnier_loss(sr, hr, reduction="mean"))
+        torch.testing.assert_close(
+            charbonnier(sr, hr, eps), 1 + kornia.losses.charbonnier_loss(sr, hr, reduction="mean")
+        )
 
 
 def test_charbonnier_at_identical_images_is_eps_with_zero_gradient():
@@ -78,7 +84,12 @@ def test_vgg_layer_names_are_torchvisions():
         else:
             assert isinstance(features[index], kinds[name[:4]]), name
     # Positions in torchvision's vgg19().features: the ESRGAN layer conv5_4 is 34, relu3_4 is 17.
-    assert (VGG19_LAYERS["conv1_2"], VGG19_LAYERS["relu3_4"], VGG19_LAYERS["conv5_4"], VGG19_LAYERS["pool5"]) == (2, 17, 34, 36)
+    assert (VGG19_LAYERS["conv1_2"], VGG19_LAYERS["relu3_4"], VGG19_LAYERS["conv5_4"], VGG19_LAYERS["pool5"]) == (
+        2,
+        17,
+        34,
+        36,
+    )
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
@@ -170,7 +181,10 @@ def test_weights_below_the_data_root_are_found(no_data, tmp_path, monkeypatch):
 
     state = torchvision.models.squeezenet1_1(weights=None).features.state_dict()
     (tmp_path / "backbones").mkdir()
-    save_file({f"features.{k}": v.half() for k, v in state.items()}, str(tmp_path / "backbones/squeezenet1_1_features.safetensors"))
+    save_file(
+        {f"features.{k}": v.half() for k, v in state.items()},
+        str(tmp_path / "backbones/squeezenet1_1_features.safetensors"),
+    )
     monkeypatch.setenv("SR_DISTILL_DATA", str(tmp_path))
     network = backbones.lpips_network("squeeze", download=False)
     torch.testing.assert_close(network.net.slice1[0].weight, state["0.weight"].half().float())
@@ -196,7 +210,11 @@ def test_a_luma_student_is_compared_in_luma_alone():
 def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
     from sr_distill.contracts import Batch
 
-    trees = [{"type": "l1", "weight": 0.3}, {"type": "l1", "against": "teacher", "weight": 2.0}, {"type": "charbonnier", "name": "smooth"}]
+    trees = [
+        {"type": "l1", "weight": 0.3},
+        {"type": "l1", "against": "teacher", "weight": 2.0},
+        {"type": "charbonnier", "name": "smooth"},
+    ]
     student = build_model(small("mobile_sr"), 2)
     task = DistillationTask(student, [validate(LossOptions, tree, "test") for tree in trees])
     lr, hr, teacher = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)

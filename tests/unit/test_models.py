@@ -11,7 +11,16 @@ from torch import nn
 
 from sr_distill.data import imresize, rgb_to_ycbcr
 from sr_distill.errors import UserError
-from sr_distill.models import ARCHITECTURES, STUDENTS, Teacher, bicubic_model, build_model, load_model, model_key, save_model
+from sr_distill.models import (
+    ARCHITECTURES,
+    STUDENTS,
+    Teacher,
+    bicubic_model,
+    build_model,
+    load_model,
+    model_key,
+    save_model,
+)
 from sr_distill.models.base import ModelSpec, SRModel
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.models.blocks import collapse
@@ -44,7 +53,9 @@ def test_a_batch_is_as_good_as_single_images(name):
     model = build_model(small(name), 2).eval()
     images = torch.rand(2, 3, 16, 18)
     with torch.no_grad():
-        torch.testing.assert_close(model(images), torch.cat([model(image[None]) for image in images]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model(images), torch.cat([model(image[None]) for image in images]), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -137,7 +148,11 @@ def test_collapse_changes_the_form_and_not_the_result():
     image = torch.rand(1, 3, 9, 7)
     with torch.no_grad():
         torch.testing.assert_close(flat(image), model.net(image), atol=1e-5, rtol=1e-5)
-    assert model.num_parameters == sum(p.numel() for p in flat.parameters()) < sum(p.numel() for p in model.net.parameters())
+    assert (
+        model.num_parameters
+        == sum(p.numel() for p in flat.parameters())
+        < sum(p.numel() for p in model.net.parameters())
+    )
 
 
 def test_mobile_sr_starts_near_nearest_neighbour_and_is_clipped_in_use():
@@ -200,7 +215,10 @@ def _own_file(tmp_path, **metadata):
         ({"architecture": "{"}, "metadata is damaged"),
         ({"architecture": ""}, "metadata is damaged"),
         ({"architecture": json.dumps({"type": "mobile"})}, "Did you mean 'mobile_sr'"),
-        ({"architecture": json.dumps({"type": "mobile_sr", "num_feat": 9, "num_block": 2})}, "do not fit mobile_sr at scale 4"),
+        (
+            {"architecture": json.dumps({"type": "mobile_sr", "num_feat": 9, "num_block": 2})},
+            "do not fit mobile_sr at scale 4",
+        ),
         ({"scale": "2"}, "do not fit mobile_sr at scale 2"),
         ({"scale": "five"}, "metadata is damaged"),
         ({"format": "other"}, "no known network has these weights"),

@@ -143,7 +143,12 @@ def test_overrides_reach_lists_and_absent_sections(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: [1", "not valid YAML"), ("- 1\n", "expected 'key: value' lines"), ("a: 1\na: 2\n", "given twice"), ("", "expected 'key: value'")],
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n", "expected 'key: value' lines"),
+        ("a: 1\na: 2\n", "given twice"),
+        ("", "expected 'key: value'"),
+    ],
 )
 def test_files_that_are_no_options(tmp_path, text, expected):
     with pytest.raises(UserError) as caught:
@@ -169,7 +174,9 @@ def test_every_field_has_a_description():
     for cls in _all_option_classes():
         assert cls.__doc__
         for name, field in cls.model_fields.items():
-            assert field.description or any(getattr(m, "description", None) for m in field.metadata), f"{cls.__name__}.{name}"
+            assert field.description or any(getattr(m, "description", None) for m in field.metadata), (
+                f"{cls.__name__}.{name}"
+            )
 
 
 def test_registries_and_options_name_the_same_things():

@@ -67,7 +67,9 @@ class PAN(nn.Module):
         self.SCPA_trunk = nn.Sequential(*[_Block(num_feat) for _ in range(num_block)])
         self.trunk_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         for index in range(1, 3 if scale == 4 else 2):
-            self.add_module(f"upconv{index}", nn.Conv2d(num_feat if index == 1 else num_up_feat, num_up_feat, 3, padding=1))
+            self.add_module(
+                f"upconv{index}", nn.Conv2d(num_feat if index == 1 else num_up_feat, num_up_feat, 3, padding=1)
+            )
             self.add_module(f"att{index}", _PixelAttention(num_up_feat))
             self.add_module(f"HRconv{index}", nn.Conv2d(num_up_feat, num_up_feat, 3, padding=1))
         self.conv_last = nn.Conv2d(num_up_feat, 3, 3, padding=1)
