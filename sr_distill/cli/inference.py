@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
-                        help=f"one of the zoo ({', '.join(ZOO)}), our .safetensors, or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
+                        help=f"zoo ({', '.join(ZOO)}), our .safetensors or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument(
         "--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale"
     )

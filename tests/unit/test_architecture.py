@@ -66,7 +66,10 @@ def test_importing_the_package_does_no_work():
 
 
 def test_importing_the_registries_does_not_import_basicsr_or_spandrel():
-    code = "import sys, sr_distill.models, sr_distill.losses; print([m for m in ('basicsr', 'spandrel', 'lpips', 'skimage') if m in sys.modules])"
+    code = (
+        "import sys, sr_distill.models, sr_distill.losses;"
+        "print([m for m in ('basicsr', 'spandrel', 'lpips', 'skimage') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

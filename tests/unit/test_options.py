@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -187,10 +185,22 @@ def test_registries_and_options_name_the_same_things():
     assert tags(LossOptions) == set(LOSSES)
 
 
-def test_the_json_schema_is_up_to_date_and_knows_every_type():
-    subprocess.run([sys.executable, "scripts/generate_schema.py", "--check"], cwd=ROOT, check=True)
-    text = json.dumps(json.loads((ROOT / "options/schema.json").read_text()))
-    assert all(f'"{name}"' in text for name in [*ARCHITECTURES, *LOSSES])
+def test_the_json_schema_and_the_page_are_up_to_date():
+    """By their content: how pydantic writes a schema down differs a little between its versions."""
+    shipped = json.loads((ROOT / "options/schema.json").read_text())
+    page = (ROOT / "docs/options.md").read_text()
+    for cls in _all_option_classes():
+        section = shipped if cls is RunOptions else shipped["$defs"][cls.__name__]
+        assert set(section["properties"]) == set(cls.model_fields), f"run scripts/generate_schema.py ({cls.__name__})"
+        assert f"## {cls.__name__}\n" in page
+        for name, field in cls.model_fields.items():
+            assert f"| `{name}` |" in page
+            if field.description:
+                assert field.description.replace("|", "\\|") in page, (
+                    f"run scripts/generate_schema.py ({cls.__name__}.{name})"
+                )
+            if not field.is_required() and isinstance(field.default, (int, float, str)):
+                assert section["properties"][name]["default"] == field.default
 
 
 @pytest.mark.parametrize("name", LOSSES)
