@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ..console import progress_bar
 from ..devices import pick_device
 from ..evaluate import describe_protocol, evaluate_set, find_lpips, format_table, notes_on, open_set, write_report
 from ..files import data_root
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lpips, missing = find_lpips(args.lpips)
     total = len(models) * sum(len(benchmark.images) for benchmark in sets)
     results = []
-    with tqdm(total=total, unit="image", disable=None, leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(total=total, unit="image", disable=None, leave=False) as bar:
         for benchmark in sets:
             for model in models:
                 bar.set_description(f"{model.spec.name} on {benchmark.name}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..console import progress_bar
 from ..devices import pick_device
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
@@ -46,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = open_model(args.model, args.scale)
     targets = output_paths(files, args.input, args.output, model.spec.scale)
     failed = 0
-    for source, target in tqdm(
-        list(zip(files, targets)), unit="image", disable=None if len(files) > 1 else True, dynamic_ncols=True
-    ):
+    pairs = list(zip(files, targets))
+    for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 else True):
         try:
             width, height = upscale_file(model, source, target, device, args.tile)
             tqdm.write(f"{target} ({width}x{height})")

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from tqdm import tqdm
 
+from ..console import progress_bar
 from ..data import PairStore, open_pairs
 from ..devices import pick_device
 from ..errors import UserError
@@ -55,14 +55,11 @@ def _train(options: RunOptions, resume: bool) -> int:
     teacher = _teacher(options)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
+        folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
+    with accelerator.main_process_first():
         store = _pairs(options, teacher, accelerator)
     if options.teacher is not None and options.teacher.cache:
         teacher = None  # its outputs lie in the store
-    if accelerator.is_main_process:
-        folder, checkpoint, said = open_run(options, resume)
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        folder, checkpoint, said = open_run(options, resume=True)
     trainer = Trainer(options, folder, task, teacher, store, accelerator, validate)
     for line in said:
         say(line)
@@ -131,7 +128,7 @@ def _pairs(options: RunOptions, teacher: Teacher | None, accelerator: Accelerato
             return upscale(model, lr, device)
 
         bar = functools.partial(
-            tqdm, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True
+            progress_bar, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process
         )
         store.add_teacher(model_key(model), run, bar)
     return store

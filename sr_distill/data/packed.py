@@ -162,7 +162,7 @@ def _pack(photos: list[Photo], scale: int, lr_size: int, folder: Path, on_unread
     if skipped and on_unreadable == "stop":
         raise UserError(_unusable(skipped))
     if not names:
-        raise UserError("no usable training photo is left:\n" + "\n".join(f"  {reason}" for reason in skipped))
+        raise UserError(f"no usable training photo is left:\n{_listed(skipped)}")
     write_json(folder / "index.json", {"scale": scale, "names": names, "lr_shapes": shapes, "skipped": skipped})
 
 
@@ -194,5 +194,10 @@ def _mod_crop(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def _unusable(reasons: list[str]) -> str:
-    lines = "\n".join(f"  {reason}" for reason in reasons)
-    return f"{len(reasons)} training image(s) cannot be used (set data.on_unreadable to skip to go on without them):\n{lines}"
+    advice = "set data.on_unreadable to skip to go on without them"
+    return f"{len(reasons)} training image(s) cannot be used ({advice}):\n{_listed(reasons)}"
+
+
+def _listed(reasons: list[str], most: int = 10) -> str:
+    lines = [f"  {reason}" for reason in reasons[:most]]
+    return "\n".join(lines + ([f"  and {len(reasons) - most} more"] if len(reasons) > most else []))

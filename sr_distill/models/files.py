@@ -138,12 +138,21 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
             with safe_open(str(path), "pt") as file:
                 metadata = file.metadata() or {}
             return load_file(str(path)), metadata
+        _check_kind(path)
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported" in reason:
             reason = "it holds Python objects beside weights, which are not loaded, because they could run code"
         raise UserError(f"{path} cannot be read as a model file ({reason[:200]}).") from error
+
+
+def _check_kind(path: Path) -> None:
+    """torch.load takes any file for a pickle and complains about its content; say first if it is none."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the older bare pickle
+        raise ValueError("it is neither a PyTorch checkpoint nor a .safetensors")
 
 
 def _weights(content: Any) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ..console import progress_bar
 from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
 from ..models import SRModel, Teacher, save_model
@@ -122,14 +122,8 @@ class Trainer:
         total_steps, main = self.options.train.total_steps, self.accelerator.is_main_process
         log = MetricsLog(self.folder.path, self.progress.step) if main else None
         loader = step_loader(self.batches, self.progress.step, total_steps, self.options.data.workers)
-        bar = tqdm(
-            total=total_steps,
-            initial=self.progress.step,
-            desc=self.options.name,
-            unit="step",
-            disable=not main,
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        bar = progress_bar(
+            total=total_steps, initial=self.progress.step, desc=self.options.name, unit="step", disable=not main
         )
         self.task.train()
         if self.progress.step == 0:

@@ -53,7 +53,7 @@ class RunFolder:
 
 
 def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None, list[str]]:
-    """Make or continue the folder of a run.
+    """Make or continue the folder of a run. A folder with nothing but options, of a run that never began, is taken anew.
 
     Returns:
         The folder, the checkpoint to go on from (None: from the start), and sentences to tell the user.
@@ -64,7 +64,7 @@ def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None,
     """
     folder = RunFolder(Path(options.output_dir) / options.name)
     if not resume:
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.path.exists() and any(path != folder.options for path in folder.path.iterdir()):
             raise UserError(
                 f"{folder.path} is there already: continue it with --resume, choose another name (name=...), or delete the folder."
             )

@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "files",
     "devices",
+    "console",
     "contracts",
     "options",
     "data",

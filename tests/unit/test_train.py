@@ -169,6 +169,8 @@ def _options(tmp_path, **change):
 def test_a_run_folder_is_never_overwritten(tmp_path):
     folder, checkpoint, said = open_run(_options(tmp_path), resume=False)
     assert (folder.path, checkpoint, said) == (tmp_path / "test", None, [])
+    open_run(_options(tmp_path), resume=False)  # a run that never began is no loss
+    (folder.path / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="is there already: continue it with --resume"):
         open_run(_options(tmp_path), resume=False)
 
