@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The main job on embedded data, without network or GPU: distil a student, measure it, upscale a photo.
+set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-source "$here/venv.sh" "$here/../requirements.txt"
+source "$here/venv.sh" requirements.txt
 cd "$ROOT"
 
 name="quickstart_$(date +%Y%m%d_%H%M%S)"
@@ -14,7 +15,7 @@ echo "1/3 distilling a student from the zoo's teacher edsr_x4 ($options)"
 
 echo
 echo "2/3 measuring on three held-out photographs"
-"$PYTHON" scripts/evaluate.py --scale 4 --datasets embedded --out "$run/evaluation" \
+"$PYTHON" scripts/evaluate.py --brief --scale 4 --datasets embedded --out "$run/evaluation" \
     --model "student before=$run/initial.safetensors" "student after=$run/student.safetensors" "teacher=edsr_x4"
 
 echo

@@ -2,7 +2,8 @@
 # Run the tests: bash scripts/test.sh [pytest arguments]
 #   (nothing)   the unit tests        -m run    a few real training steps
 #   -m data     with SR_DISTILL_DATA  -m ""     everything
+set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-source "$here/venv.sh" "$here/../requirements.txt" "$here/../tests/requirements.txt"
+source "$here/venv.sh" requirements.txt tests/requirements.txt
 cd "$ROOT"
 exec "$PYTHON" -m pytest "$@"

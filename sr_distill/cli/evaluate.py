@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "squeeze", "none"), default="auto", help="backbone of LPIPS; "
                         "auto: the first of alex, squeeze, vgg whose weights are on this machine")  # fmt: skip
-    parser.add_argument("--per-image", action="store_true", help="also print a row for every image")
+    parser.add_argument("--brief", action="store_true", help="print the means only, not a row for every image")
     parser.add_argument(
         "--out", type=Path, default=None, metavar="DIR", help="write results.json and results.csv there"
     )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bar.set_description(f"{model.spec.name} on {benchmark.name}")
                 results.append(evaluate_set(model, benchmark, device, lpips, lambda name: bar.update()))
 
-    print(format_table(results, args.scale, lpips, args.per_image))
+    print(format_table(results, args.scale, lpips, per_image=not args.brief))
     print()
     for line in describe_protocol(args.scale, lpips):
         print(line)

@@ -316,10 +316,9 @@ def test_a_skipped_photo_is_named(work, capsys):
 def test_evaluating_the_student_of_a_run(work, capsys):
     assert _train(_options(work)) == 0
     student = str(work / "out/run/student.safetensors")
-    code = main(
-        ["evaluate", "--model", student, f"old one={work}/out/run/initial.safetensors", "--datasets", str(work / "set"),
-         "--scale", "2", "--device", "cpu", "--lpips", "none", "--out", str(work / "report"), "--per-image"]
-    )  # fmt: skip
+    models = [student, f"old one={work}/out/run/initial.safetensors"]
+    where = ["--datasets", str(work / "set"), "--scale", "2", "--device", "cpu", "--out", str(work / "report")]
+    code = main(["evaluate", "--model", *models, *where, "--lpips", "none"])
     said = capsys.readouterr().out
     assert code == 0
     rows = [line.split()[:2] for line in said.splitlines() if line.startswith("set ")]
