@@ -7,8 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from .activation import activation_boundary, attention_transfer, fitnet, frequency
+from .contrastive import contrastive
+from .distribution import channel_wise, hard_soft, logits, mutual, soft_target
 from .perceptual import LPIPSLoss, PerceptualLoss, lpips, perceptual
 from .pixel import CharbonnierLoss, L1Loss, charbonnier, l1
+from .relation import pkt, rkd, similarity, spatial_affinity
 
 LOSSES: dict[str, Callable[[Any], nn.Module]] = {
     "charbonnier": CharbonnierLoss,
@@ -18,4 +22,24 @@ LOSSES: dict[str, Callable[[Any], nn.Module]] = {
 }
 """Every loss by its ``type`` in the options. A term returns an unweighted scalar; the task applies the weight."""
 
-__all__ = ["LOSSES", "charbonnier", "l1", "lpips", "perceptual"]
+__all__ = [
+    "LOSSES",
+    "activation_boundary",
+    "attention_transfer",
+    "channel_wise",
+    "charbonnier",
+    "contrastive",
+    "fitnet",
+    "frequency",
+    "hard_soft",
+    "l1",
+    "logits",
+    "lpips",
+    "mutual",
+    "perceptual",
+    "pkt",
+    "rkd",
+    "similarity",
+    "soft_target",
+    "spatial_affinity",
+]

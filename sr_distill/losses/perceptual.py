@@ -48,10 +48,10 @@ def perceptual(sr: Tensor, target: Tensor, layers: dict[str, float], distance: s
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, equation 2.
     """
-    factors = {_index(name): weight for name, weight in layers.items()}
-    maps_sr = _vgg_maps(sr, set(factors))
+    factors = {layer_index(name): weight for name, weight in layers.items()}
+    maps_sr = vgg_maps(sr, set(factors))
     with torch.no_grad():
-        maps_target = _vgg_maps(target, set(factors))
+        maps_target = vgg_maps(target, set(factors))
     total = sr.new_zeros(())
     for index, factor in factors.items():
         difference = maps_sr[index] - maps_target[index]
@@ -78,7 +78,7 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.layers, self.distance = options.layers, options.distance
         for name in self.layers:
-            _index(name)
+            layer_index(name)
         vgg19_features()  # missing weights are an error now, not at the first step
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
@@ -99,7 +99,8 @@ class LPIPSLoss(nn.Module):
         return lpips(sr, target, self.network)
 
 
-def _index(name: str) -> int:
+def layer_index(name: str) -> int:
+    """Index of a layer in ``vgg19().features``; UserError with the nearest name where there is none."""
     if name not in VGG19_LAYERS:
         close = difflib.get_close_matches(name, VGG19_LAYERS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -109,7 +110,8 @@ def _index(name: str) -> int:
     return VGG19_LAYERS[name]
 
 
-def _vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+    """Maps of VGG19 at the wanted indices, run no deeper than the deepest; RGB (B, 3, H, W) in [0, 1], normalised here."""
     features = vgg19_features().to(image.device)
     x = (image - image.new_tensor(_MEAN).view(-1, 1, 1)) / image.new_tensor(_STD).view(-1, 1, 1)
     maps = {}

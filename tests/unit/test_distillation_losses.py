@@ -1,0 +1,184 @@
+"""Distillation losses: values and gradients of the authors' code, and what must hold for all of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sr_distill import losses
+from sr_distill.losses import contrastive, frequency, hard_soft, rkd, soft_target, spatial_affinity
+from sr_distill.losses.perceptual import VGG19_LAYERS
+
+from ..conftest import ROOT
+from .test_losses import random_backbones  # noqa: F401 - a fixture
+
+REFERENCE = json.loads((ROOT / "tests/reference/distillation_losses.json").read_text())
+ON_MAPS = [
+    "activation_boundary",
+    "attention_transfer",
+    "channel_wise",
+    "fitnet",
+    "frequency",
+    "logits",
+    "mutual",
+    "pkt",
+    "rkd",
+    "similarity",
+    "soft_target",
+    "spatial_affinity",
+]
+PER_SAMPLE = ["attention_transfer", "channel_wise", "fitnet", "frequency", "logits", "soft_target", "spatial_affinity"]
+
+
+def _student(shape):
+    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return (1.5 * torch.sin(0.7 * i + 0.3 * torch.sin(1.3 * i) + 0.3)).reshape(shape).requires_grad_()
+
+
+def _teacher(shape):
+    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return (1.2 * torch.cos(0.37 * i + 0.5 * torch.cos(0.9 * i) - 0.2)).reshape(shape)
+
+
+@pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda c: f"{c['loss']}-{c['student_shape']}")
+def test_value_and_gradient_of_the_published_code(case):
+    student = _student(case["student_shape"])
+    value = getattr(losses, case["loss"])(student, _teacher(case["teacher_shape"]), **case["arguments"])
+    gradient = torch.autograd.grad(value, student)[0].flatten()
+    assert value.item() == pytest.approx(case["value"], rel=1e-6)
+    assert gradient.abs().sum().item() == pytest.approx(case["gradient_abs_sum"], rel=1e-5)
+    weights = torch.sin(torch.arange(len(gradient), dtype=torch.float64))
+    assert (gradient * weights).sum().item() == pytest.approx(case["gradient_weighted_sum"], rel=1e-4, abs=1e-9)
+
+
+def test_every_loss_has_a_reference_or_a_test_of_its_own():
+    covered = {case["loss"] for case in REFERENCE["cases"]} | {"contrastive", "frequency", "hard_soft"}
+    assert covered >= set(losses.__all__) - {"LOSSES", "charbonnier", "l1", "lpips", "perceptual"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ON_MAPS)
+def test_gradients_are_finite_and_sane(name, dtype):
+    some, zero = torch.randn(4, 5, 6, 7).to(dtype), torch.zeros(4, 5, 6, 7, dtype=dtype)
+    twins = torch.cat([some[:2], some[:2]])
+    pairs = {
+        "zero": (zero, some),
+        "both zero": (zero, zero),
+        "same": (some, some),
+        "large": (some * 1e4, some * -1e4),
+        "twins": (twins, some),
+    }
+    for what, (student, teacher) in pairs.items():
+        student = student.clone().requires_grad_()
+        value = getattr(losses, name)(student, teacher)
+        gradient = torch.autograd.grad(value, student)[0]
+        assert value.isfinite(), what
+        assert gradient.isfinite().all(), what
+        assert gradient.abs().max() < 1e6, what
+
+
+@pytest.mark.parametrize("name", [name for name in ON_MAPS if name != "activation_boundary"])
+def test_identical_maps_cost_nothing(name):
+    x = torch.randn(4, 5, 6, 7, dtype=torch.float64)
+    assert getattr(losses, name)(x, x.clone()).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_a_batch_costs_the_mean_of_its_samples(name):
+    student, teacher = torch.randn(3, 5, 6, 7, dtype=torch.float64), torch.randn(3, 5, 6, 7, dtype=torch.float64)
+    loss = getattr(losses, name)
+    single = torch.stack([loss(s[None], t[None]) for s, t in zip(student, teacher)]).mean()
+    torch.testing.assert_close(loss(student, teacher), single)
+
+
+@pytest.mark.parametrize("name", ["similarity", "pkt", "rkd"])
+def test_relations_need_several_samples(name):
+    with pytest.raises(ValueError, match="relations between samples and needs at least"):
+        getattr(losses, name)(torch.randn(1, 4), torch.randn(1, 4))
+    with pytest.raises(ValueError, match="the student has 4 samples and the teacher 3"):
+        getattr(losses, name)(torch.randn(4, 4), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "name", ["fitnet", "logits", "soft_target", "channel_wise", "activation_boundary", "frequency"]
+)
+def test_different_shapes_are_named(name):
+    with pytest.raises(ValueError, match=r"student has \(2, 3, 4, 5\) and the teacher \(2, 6, 4, 5\): an adapter"):
+        getattr(losses, name)(torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5))
+
+
+@pytest.mark.parametrize("name", ["attention_transfer", "spatial_affinity"])
+def test_maps_of_any_two_sizes(name):
+    student, teacher = torch.randn(2, 3, 8, 5), torch.randn(2, 7, 4, 10)
+    pooled = F.adaptive_avg_pool2d(student, (4, 5)), F.adaptive_avg_pool2d(teacher, (4, 5))
+    loss = getattr(losses, name)
+    torch.testing.assert_close(loss(student, teacher), loss(*pooled))
+
+
+def test_soft_target_over_channels_of_a_map_is_a_mean_over_positions():
+    student, teacher = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    flat = soft_target(student.permute(0, 2, 3, 1).reshape(-1, 5), teacher.permute(0, 2, 3, 1).reshape(-1, 5))
+    torch.testing.assert_close(soft_target(student, teacher), flat)
+    torch.testing.assert_close(
+        soft_target(student, teacher, dim=-1), soft_target(student.transpose(1, 3), teacher.transpose(1, 3))
+    )
+
+
+def test_hard_soft_weighs_both():
+    student, teacher, task = torch.randn(4, 6), torch.randn(4, 6), torch.tensor(2.0)
+    kl = F.kl_div(F.log_softmax(student / 3, 1), F.softmax(teacher / 3, 1), reduction="batchmean") * 9
+    torch.testing.assert_close(hard_soft(task, student, teacher), 0.7 * kl + 0.3 * task)
+    mse = F.mse_loss(F.softmax(student / 2, 1), F.softmax(teacher / 2, 1))
+    torch.testing.assert_close(hard_soft(task, student, teacher, 0.4, 2.0, "mse"), 0.4 * mse + 0.6 * task)
+    with pytest.raises(ValueError, match="allowed: kl, mse"):
+        hard_soft(task, student, teacher, kind="l1")
+
+
+def test_large_batches_and_maps_are_bounded():
+    student, teacher = torch.randn(300, 4), torch.randn(300, 6)
+    picked = torch.linspace(0, 299, 128).round().long()
+    torch.testing.assert_close(rkd(student, teacher), rkd(student[picked], teacher[picked]))
+    big = torch.randn(1, 3, 100, 50), torch.randn(1, 5, 100, 50)
+    small = tuple(F.adaptive_avg_pool2d(x, (67, 33)) for x in big)
+    torch.testing.assert_close(spatial_affinity(*big), spatial_affinity(*small))
+
+
+def test_frequency_equals_numpy_by_hand():
+    import numpy as np
+
+    student, teacher = torch.randn(2, 3, 6, 8, dtype=torch.float64), torch.randn(2, 3, 6, 8, dtype=torch.float64)
+    s, t = (np.fft.rfft2(x.numpy(), norm="ortho") for x in (student, teacher))
+    turn = np.angle(s) - np.angle(t)
+    turn = np.abs((turn + np.pi) % (2 * np.pi) - np.pi)
+    amplitude = np.abs(np.abs(s) - np.abs(t)).mean()
+    assert frequency(student, teacher).item() == pytest.approx(0.5 * amplitude + 0.5 * turn.mean())
+    assert frequency(student, teacher, amplitude=1.0, phase=0.0).item() == pytest.approx(amplitude)
+    assert torch.autograd.gradcheck(frequency, (student[:, :1].clone().requires_grad_(), teacher[:, :1]))
+
+
+def test_contrastive_equals_the_formula_on_torchvision_features(random_backbones):  # noqa: F811
+    vgg = random_backbones["vgg19"].features.eval()
+    for layer in vgg:
+        layer.inplace = False
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    sr, teacher = torch.rand(2, 3, 32, 32, requires_grad=True), torch.rand(2, 3, 32, 32)
+    negatives = torch.rand(3, 3, 32, 32)
+    expected = 0.0
+    for name, weight in {
+        "relu1_1": 1 / 32,
+        "relu2_1": 1 / 16,
+        "relu3_1": 1 / 8,
+        "relu4_1": 1 / 4,
+        "relu5_1": 1.0,
+    }.items():
+        a, b, n = (vgg[: VGG19_LAYERS[name] + 1]((x - mean) / std) for x in (sr, teacher, negatives))
+        far = sum((n[k] - a).abs() for k in range(3)).mean()
+        expected = expected + weight * (a - b.detach()).abs().mean() / (far + 1e-7)
+    got = contrastive(sr, teacher, negatives)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, sr)[0], torch.autograd.grad(expected, sr)[0], atol=1e-7, rtol=1e-3
+    )
