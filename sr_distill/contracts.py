@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,3 +35,11 @@ class Batch:
             return image.contiguous(memory_format=layout)
 
         return Batch(convert(self.lr), convert(self.hr), convert(self.teacher_sr))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network gave for a batch: ``sr`` (B, 3, H, W), None where it was not asked for, and feature maps by module path."""
+
+    sr: Tensor | None
+    features: Mapping[str, Tensor] = field(default_factory=dict)

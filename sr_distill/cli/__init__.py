@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a student, with or without a teacher",
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
+    "features": "list the layers whose feature maps can be compared",
 }
 
 

@@ -20,6 +20,7 @@ from ..data import PairStore, open_pairs
 from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import evaluate_set, metric_names, open_set
+from ..features import FeaturePair, TappedTeacher, choose_pairs
 from ..files import data_root
 from ..infer import upscale
 from ..models import SRModel, Teacher, build_model, model_key
@@ -51,26 +52,26 @@ def _train(options: RunOptions, resume: bool) -> int:
     accelerator = _accelerator(options)
     say = functools.partial(accelerator.print, flush=True)
     set_seed(options.seed)
-    task = DistillationTask(_student(options), options.losses)
-    teacher = _teacher(options)
+    student, teacher = _student(options), _teacher(options)
+    pairs = choose_pairs(student, teacher.model, options.features) if teacher and options.uses_features else []
+    task = DistillationTask(student, options.losses, pairs, options.features.adapter)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
         folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
     with accelerator.main_process_first():
-        store = _pairs(options, teacher, accelerator)
-    if options.teacher is not None and options.teacher.cache:
-        teacher = None  # its outputs lie in the store
-    trainer = Trainer(options, folder, task, teacher, store, accelerator, validate)
+        store = _open_store(options, teacher, accelerator)
+    trainer = Trainer(options, folder, task, _running_teacher(teacher, pairs, store), store, accelerator, validate)
     for line in said:
         say(line)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
-    student = task.student
     say(
         f"{options.name}: {student.spec.name} x{options.scale}, {student.num_parameters:,} parameters, "
         f"{'distilled from ' + options.teacher.model if options.teacher else 'no teacher'}; {len(store.names)} photos; on {accelerator.device}."
     )
+    for pair in pairs:
+        say(f"compares features of {pair}")
     if trainer.progress.step >= options.train.total_steps:
         say(f"nothing to do: step {trainer.progress.step} of {options.train.total_steps} is done.")
         return 0
@@ -114,7 +115,14 @@ def _teacher(options: RunOptions) -> Teacher | None:
     return Teacher(open_model(options.teacher.model, options.scale, options.teacher.architecture))
 
 
-def _pairs(options: RunOptions, teacher: Teacher | None, accelerator: Accelerator) -> PairStore:
+def _running_teacher(teacher: Teacher | None, pairs: list[FeaturePair], store: PairStore) -> TappedTeacher | None:
+    """The teacher as it is needed in each step: not at all where its stored outputs are all that is looked at."""
+    if teacher is None or (store.teacher is not None and not pairs):
+        return None
+    return TappedTeacher(teacher, [pair.teacher.path for pair in pairs])
+
+
+def _open_store(options: RunOptions, teacher: Teacher | None, accelerator: Accelerator) -> PairStore:
     data = options.data
     accelerator.print("reading training photos ...", flush=True)
     store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)

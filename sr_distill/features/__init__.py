@@ -1,5 +1,19 @@
-"""Pretrained feature networks for perceptual losses and metrics."""
+"""Feature maps: which layers are compared, how they are read and made alike; pretrained networks for perceptual losses."""
 
+from .adapters import Adapter
 from .backbones import lpips_network, vgg19_features
+from .pairs import FeaturePair, choose_pairs
+from .taps import TapPoint, Taps, list_taps
+from .teacher import TappedTeacher
 
-__all__ = ["lpips_network", "vgg19_features"]
+__all__ = [
+    "Adapter",
+    "FeaturePair",
+    "TapPoint",
+    "TappedTeacher",
+    "Taps",
+    "choose_pairs",
+    "list_taps",
+    "lpips_network",
+    "vgg19_features",
+]

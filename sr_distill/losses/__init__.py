@@ -10,6 +10,7 @@ from torch import nn
 from .activation import activation_boundary, attention_transfer, fitnet, frequency
 from .contrastive import contrastive
 from .distribution import channel_wise, hard_soft, logits, mutual, soft_target
+from .on_maps import BUILDERS
 from .perceptual import LPIPSLoss, PerceptualLoss, lpips, perceptual
 from .pixel import CharbonnierLoss, L1Loss, charbonnier, l1
 from .relation import pkt, rkd, similarity, spatial_affinity
@@ -19,6 +20,7 @@ LOSSES: dict[str, Callable[[Any], nn.Module]] = {
     "l1": L1Loss,
     "lpips": LPIPSLoss,
     "perceptual": PerceptualLoss,
+    **BUILDERS,
 }
 """Every loss by its ``type`` in the options. A term returns an unweighted scalar; the task applies the weight."""
 

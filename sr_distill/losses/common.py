@@ -25,6 +25,13 @@ def rows(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def evenly_spread(x: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the rows of ``x``, evenly spaced."""
+    if len(x) <= most:
+        return x
+    return x[torch.linspace(0, len(x) - 1, most, device=x.device).round().long()]
+
+
 def need_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError where the shapes differ."""
     if student.shape != teacher.shape:

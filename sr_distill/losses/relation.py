@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import need_samples, pooled_alike, rows, unit
+from .common import evenly_spread, need_samples, pooled_alike, rows, unit
 
 _TINY = 1e-12  # smallest squared distance, as in the authors' code of RKD
 
@@ -76,16 +76,10 @@ def rkd(
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 5-10.
     """
     need_samples("rkd", student, teacher, 3)
-    s, t = (_spread(rows(x), max_samples) for x in (student, teacher))
+    s, t = (evenly_spread(rows(x), max_samples) for x in (student, teacher))
     distance = F.smooth_l1_loss(_distances(s), _distances(t))
     angle = F.smooth_l1_loss(_angles(s), _angles(t))
     return distance_weight * distance + angle_weight * angle
-
-
-def _spread(x: Tensor, most: int) -> Tensor:
-    if len(x) <= most:
-        return x
-    return x[torch.linspace(0, len(x) - 1, most, device=x.device).round().long()]
 
 
 def _distances(x: Tensor) -> Tensor:

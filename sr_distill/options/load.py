@@ -173,6 +173,8 @@ def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], list[typ
         if isinstance(part, int):
             path.append(str(part))
             continue
+        if part.startswith("|"):  # the tag of a branch that has no name in the file
+            continue
         tagged = [cls for cls in classes if len(classes) > 1 and part in _literal(cls)]
         if tagged:
             current = tagged

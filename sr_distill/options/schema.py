@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from .architectures import ArchitectureOptions
 from .base import Options
@@ -29,6 +29,36 @@ class TeacherOptions(Options):
         description="Compute the teacher's whole-image outputs once, store them as 8 bits beside the LR images and crop them "
         "in step with these. False: run the teacher on every crop.",
     )
+
+
+class PairOptions(Options):
+    """A layer of the student and the layer of the teacher that it is compared with."""
+
+    student: str = Field(
+        description="Module path in the student, as in body.7; sr-distill features --model M lists them."
+    )
+    teacher: str = Field(description="Module path in the teacher.")
+
+
+class FeatureOptions(Options):
+    """Which feature maps are compared, and how the student's are made alike."""
+
+    pairs: Annotated[
+        Annotated[Literal["auto"], Tag("|auto")] | Annotated[list[PairOptions], Tag("|list")],
+        Discriminator(lambda value: "|auto" if isinstance(value, str) else "|list"),
+    ] = Field("auto", description="auto: evenly spaced blocks of both networks at LR size; or a list of pairs.")
+    count: int = Field(3, ge=1, le=64, description="auto: how many pairs, at most.")
+    adapter: Literal["conv1x1", "conv3x3", "none"] = Field(
+        "conv1x1",
+        description="Convolution from the student's channels to the teacher's; trained with the student, not saved in its file.",
+    )
+
+    @field_validator("pairs")
+    @classmethod
+    def _some(cls, value: str | list[PairOptions]) -> str | list[PairOptions]:
+        if value == []:
+            raise ValueError("give at least one pair, or auto")
+        return value
 
 
 class SourceOptions(Options):
@@ -153,6 +183,7 @@ class RunOptions(Options):
     teacher: TeacherOptions | None = Field(None, description="The network to distil from; None: plain training.")
     data: DataOptions = Field(description="What to train on.")
     losses: list[LossOptions] = Field(min_length=1, description="The objective: a weighted sum of terms.")
+    features: FeatureOptions = Field(FeatureOptions(), description="Feature maps for the terms on features.")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How weights are updated.")
     schedule: ScheduleOptions = Field(ScheduleOptions(), description="Learning rate as a function of the step.")
     train: TrainOptions = Field(description="How long, how precisely, and what is written when.")
@@ -170,13 +201,20 @@ class RunOptions(Options):
     @property
     def needs_teacher(self) -> bool:
         """True where a term of the objective looks at the teacher."""
-        return any(term.against == "teacher" for term in self.losses)
+        return any(term.needs_teacher for term in self.losses)
+
+    @property
+    def uses_features(self) -> bool:
+        """True where a term of the objective looks at feature maps."""
+        return any(term.on == "features" for term in self.losses)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunOptions:
         if self.needs_teacher and self.teacher is None:
+            raise ValueError("a loss compares with the teacher, but there is no teacher: add teacher.model")
+        if self.uses_features and self.train.compile:
             raise ValueError(
-                "a loss compares with the teacher (against: teacher), but there is no teacher: add teacher.model"
+                "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
             )
         if self.teacher is not None and not self.needs_teacher:
             raise ValueError(

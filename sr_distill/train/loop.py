@@ -16,16 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..console import progress_bar
+from ..contracts import Prediction
 from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
-from ..models import SRModel, Teacher, save_model
+from ..features import TappedTeacher
+from ..models import SRModel, save_model
 from ..options import RunOptions
 from .checkpoint import load_checkpoint, save_checkpoint
 from .ema import EMA
 from .log import MetricsLog
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
-from .task import DistillationTask, teacher_output, term_vector
+from .task import DistillationTask, term_vector
 
 Validate = Callable[[SRModel], dict[str, float]]
 """Measures a student; the first value is the one that decides which student is best (higher is better)."""
@@ -51,7 +53,7 @@ class Trainer:
         options: the options of the run.
         folder: where its files go.
         task: the student, with its starting weights, and the objective.
-        teacher: the frozen teacher, None for plain training or where its outputs are in ``store``.
+        teacher: the frozen teacher; None for plain training, or where its stored outputs are all that is looked at.
         store: the training pairs.
         accelerator: devices and processes; created once by the caller.
         validate: measures a student, or None.
@@ -62,7 +64,7 @@ class Trainer:
         options: RunOptions,
         folder: RunFolder,
         task: DistillationTask,
-        teacher: Teacher | None,
+        teacher: TappedTeacher | None,
         store: PairStore,
         accelerator: Accelerator,
         validate: Validate | None = None,
@@ -75,8 +77,9 @@ class Trainer:
         self.teacher = teacher
         if teacher is not None:
             teacher.to(accelerator.device, memory_format=self._layout)
-            teacher.model.autocast = self.student.autocast
-        optimizer = _make_optimizer(options, self.student)
+            teacher.teacher.model.autocast = self.student.autocast
+        self._adapters = task.adapters
+        optimizer = _make_optimizer(options, task)
         if options.train.compile:
             self.student.net.compile()
         self.task, self.optimizer = accelerator.prepare(task, optimizer)
@@ -104,6 +107,7 @@ class Trainer:
         state = load_checkpoint(checkpoint)
         try:
             self.student.load_state_dict(state["student"])
+            self._adapters.load_state_dict(state["adapters"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
@@ -152,11 +156,15 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total, terms = self.task(batch, teacher_output(batch, self.teacher))
+        if self.teacher is None:
+            target = Prediction(batch.teacher_sr)
+        else:
+            target = self.teacher(batch.lr, stored_sr=batch.teacher_sr)
+        total, terms = self.task(batch, target)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if self.options.optimizer.clip_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.student.parameters(), self.options.optimizer.clip_grad_norm)
+            self.accelerator.clip_grad_norm_(self.task.parameters(), self.options.optimizer.clip_grad_norm)
         self.optimizer.step()
         self.ema.update(self.student)
         return term_vector(total, terms)
@@ -232,6 +240,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             state = {
                 "student": self.student.state_dict(),
+                "adapters": self._adapters.state_dict(),
                 "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": vars(self.progress),
@@ -282,10 +291,10 @@ class Trainer:
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
 
-def _make_optimizer(options: RunOptions, student: SRModel) -> torch.optim.Optimizer:
+def _make_optimizer(options: RunOptions, task: DistillationTask) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer.type]
     return kind(
-        [parameter for parameter in student.parameters() if parameter.requires_grad],
+        [parameter for parameter in task.parameters() if parameter.requires_grad],
         lr=options.optimizer.learning_rate,
         betas=tuple(options.optimizer.betas),
         weight_decay=options.optimizer.weight_decay,

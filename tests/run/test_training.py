@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ import torch
 import yaml
 
 from sr_distill.cli import main
+from sr_distill.errors import UserError
 from sr_distill.losses import LOSSES
 from sr_distill.models import STUDENTS, build_model, load_model, save_model
+from sr_distill.options import LossOptions, validate
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint
 
-from ..conftest import ROOT, SMALL, natural_image, small, write_image
+from ..conftest import ROOT, SMALL, architecture, natural_image, small, write_image
 from ..unit.test_losses import random_backbones  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.run
@@ -187,12 +190,50 @@ def test_every_student_learns(work, name, color):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains(work, name, random_backbones):  # noqa: F811
-    losses = [{"type": name, "against": against} for against in ("hr", "teacher")]
-    options = _options(work, losses=losses, data=yaml.safe_load(_options(work).read_text())["data"] | {"lr_size": 24})
-    assert _train(options) == 0
+    losses = []
+    for change in ({"against": "hr"}, {"against": "teacher"}, {"on": "features"}):
+        with contextlib.suppress(UserError):  # not every loss is for images, nor every one for maps
+            validate(LossOptions, {"type": name, **change}, "test")
+            losses.append({"type": name, **change})
+    assert losses
+    data = yaml.safe_load(_options(work).read_text())["data"] | {"lr_size": 24}
+    labels = [validate(LossOptions, loss, "test").label for loss in losses]
+    if len(set(labels)) < len(labels):  # a loss on features alone takes "against: teacher" too
+        losses = losses[-1:]
+    assert _train(_options(work, losses=losses, data=data)) == 0
     line = json.loads((work / "out/run/metrics.jsonl").read_text().splitlines()[0])
-    assert line[f"{name}_sr_hr"] > 0
-    assert line[f"{name}_sr_teacher"] > 0
+    for loss in losses:
+        assert line[validate(LossOptions, loss, "test").label] > 0
+
+
+FEATURES = [{"type": "l1"}, {"type": "fitnet", "weight": 0.1}, {"type": "attention_transfer", "weight": 10.0}]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_feature_distillation_resumes_exactly_and_leaves_a_plain_student(work, cache, capsys):
+    teacher = {"model": str(work / "teacher.safetensors"), "cache": cache}
+    options = _options(work, losses=FEATURES, teacher=teacher, features={"count": 2})
+    assert _train(options, "name=whole") == 0
+    assert "compares features of body." in capsys.readouterr().out
+    assert _train(options, "name=cut", "train.keep_checkpoints=9") == 0
+    (work / "out/cut/checkpoints/step_00000006.pt").unlink()
+    assert _train(options, "name=cut", "--resume") == 0
+    _assert_same(_state(work, "whole"), _state(work, "cut"))
+    assert len(_state(work, "whole")["adapters"]) == 4  # weight and bias of two
+    assert set(load_model(work / "out/whole/student.safetensors").net.state_dict()) == set(
+        load_model(work / "out/whole/initial.safetensors").net.state_dict()
+    )
+
+
+def test_adapters_are_trained_alike_in_all_processes(work):
+    options = _options(work, losses=FEATURES, features={"count": 2})
+    for processes in (1, 2):
+        done = _launch(options, processes, f"name=f{processes}", "train.total_steps=1", "train.checkpoint_every=1")
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([s["exp_avg"] for s in _state(work, f"f{n}")["optimizer"]["state"].values()] for n in (1, 2))
+    assert len(one) > len(list(build_model(architecture(type="mobile_sr", num_feat=8, num_block=1), 2).parameters()))
+    for first, second in zip(one, two):
+        torch.testing.assert_close(first, second, atol=1e-7, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ({"schedule": {"type": "multistep"}}, "milestones"),
         ({"schedule": {"type": "multistep", "milestones": [20, 10]}}, "ascending"),
         ({"device": "gpu"}, "device"),
+        ({"losses": [{"type": "fitnet"}]}, "there is no teacher"),
+        ({"losses": [{"type": "fitnet", "against": "hr"}]}, "losses.0.against: got 'hr'"),
+        ({"losses": [{"type": "l1", "on": "features", "against": "hr"}]}, "compared with the teacher's"),
+        ({"features": {"pairs": []}}, "at least one pair"),
+        ({"features": {"pairs": [{"student": "a"}]}}, "features.pairs.0.teacher: missing"),
         ({"data": {"train": [{"hr": "a", "lr": "b", "downscale": 2}]}}, "downscale needs LR made"),
         ({"student": {"type": "swinir", "depths": [2, 2], "num_heads": [2]}}, "depths has 2 entries"),
     ],
@@ -208,4 +213,5 @@ def test_loss_options_round_trip(name):
     options = validate(LossOptions, {"type": name, "weight": 0.25}, "test")
     assert isinstance(options, BaseModel)
     assert validate(LossOptions, options.model_dump(mode="json"), "test") == options
-    assert options.label == f"{name}_sr_hr"
+    assert options.label == (f"{name}_features" if options.on == "features" else f"{name}_sr_hr")
+    assert options.needs_teacher == (options.on == "features")

@@ -1,0 +1,11 @@
+"""List the layers of a network whose feature maps can be compared. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sr_distill.cli.features import entry
+
+if __name__ == "__main__":
+    sys.exit(entry())

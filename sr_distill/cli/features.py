@@ -1,0 +1,46 @@
+"""List the layers of a network whose feature maps can be compared."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..features import list_taps
+from ..features.pairs import block_chain
+from ..models import ARCHITECTURES, build_model
+from ..options import ArchitectureOptions, validate
+from ..zoo import open_model
+from .common import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``features.py --model M``."""
+    parser = argparse.ArgumentParser(
+        prog="features", description="List the layers that can be tapped (features.pairs), with channels and size."
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="of the zoo, our .safetensors, a published checkpoint, or a type (mobile_sr)",
+    )
+    parser.add_argument(
+        "--scale", type=int, choices=(2, 3, 4), default=None, help="for a type (default 4), or an ambiguous file"
+    )
+    args = parser.parse_args(arguments)
+    if args.model in ARCHITECTURES:
+        model = build_model(validate(ArchitectureOptions, {"type": args.model}, "--model"), args.scale or 4)
+    else:
+        model = open_model(args.model, args.scale)
+    taps = list_taps(model)
+    chain = {tap.path for tap in block_chain(taps, model.spec.name)}
+    width = max(len(tap.path) for tap in taps)
+    print(f"{'path':{width}}  channels  size/LR  layer   (* what pairs: auto chooses from)")
+    for tap in taps:
+        print(f"{tap.path:{width}}  {tap.channels:8}  {tap.stride:7g}  {tap.kind}{' *' if tap.path in chain else ''}")
+    return 0
+
+
+def entry() -> int:
+    """Entry point of scripts/features.py."""
+    return run_command(main)

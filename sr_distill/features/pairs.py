@@ -1,0 +1,90 @@
+"""Which layer of the student is compared with which layer of the teacher."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..models import SRModel
+from ..options.schema import FeatureOptions
+from .taps import TapPoint, list_taps
+
+_ACTIVATIONS = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardswish")
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """Two layers whose maps are compared."""
+
+    student: TapPoint
+    teacher: TapPoint
+
+    def __str__(self) -> str:
+        student, teacher = self.student, self.teacher
+        return f"{student.path} ({student.channels} channels) - {teacher.path} ({teacher.channels} channels)"
+
+
+def choose_pairs(student: SRModel, teacher: SRModel, options: FeatureOptions) -> list[FeaturePair]:
+    """The pairs that the options name, or evenly spaced blocks of both networks for ``auto``.
+
+    Raises:
+        UserError: a layer does not exist or gives no feature map, or a network has no chain of blocks to choose from.
+    """
+    student_taps, teacher_taps = list_taps(student), list_taps(teacher)
+    if options.pairs == "auto":
+        chains = [
+            block_chain(taps, model.spec.name) for taps, model in ((student_taps, student), (teacher_taps, teacher))
+        ]
+        count = min(options.count, *(len(chain) for chain in chains))
+        return [FeaturePair(*pair) for pair in zip(*(_evenly(chain, count) for chain in chains))]
+    return [
+        FeaturePair(_find(student_taps, pair.student, student), _find(teacher_taps, pair.teacher, teacher))
+        for pair in options.pairs
+    ]
+
+
+def block_chain(taps: list[TapPoint], name: str) -> list[TapPoint]:
+    """The body of a network as a chain of blocks: sibling layers of one class with as many channels, at LR size.
+
+    Of a convolution followed by its activation the activation is taken. Of several chains the outermost of at least three
+    members is taken; failing that, the longest.
+
+    Raises:
+        UserError: no layer gives a map of the size of the LR image.
+    """
+    siblings: dict[str, list[TapPoint]] = defaultdict(list)
+    for tap in taps:
+        if tap.stride == 1:
+            siblings[tap.path.rpartition(".")[0]].append(tap)
+    chains: dict[tuple[str, str, int], list[TapPoint]] = defaultdict(list)
+    for parent, group in siblings.items():
+        for tap in _after_activations(group):
+            chains[parent, tap.kind, tap.channels].append(tap)
+    if not chains:
+        raise UserError(
+            f"{name}: no layer gives a feature map of the size of the LR image; name the pairs in features.pairs."
+        )
+    return max(chains.values(), key=lambda chain: (min(len(chain), 3), -chain[0].path.count("."), len(chain)))
+
+
+def _after_activations(group: list[TapPoint]) -> list[TapPoint]:
+    followed = [*group[1:], None]
+    return [tap for tap, after in zip(group, followed) if after is None or after.kind not in _ACTIVATIONS]
+
+
+def _evenly(chain: list[TapPoint], count: int) -> list[TapPoint]:
+    """``count`` members at equal distances, the last one among them."""
+    return [chain[round((k + 1) * len(chain) / count) - 1] for k in range(count)]
+
+
+def _find(taps: list[TapPoint], path: str, model: SRModel) -> TapPoint:
+    for tap in taps:
+        if tap.path == path:
+            return tap
+    near = difflib.get_close_matches(path, [tap.path for tap in taps], n=3, cutoff=0.3)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    raise UserError(
+        f"{model.spec.name} has no layer '{path}' that gives a feature map.{hint} sr-distill features --model M lists them all."
+    )

@@ -1,0 +1,155 @@
+"""Which layers of a network can be tapped, and reading them while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models import SRModel
+
+_PROBE = 32  # side of the image of a dry run; a multiple of every window size in use
+
+
+class _Enough(Exception):
+    """Ends a forward pass after the deepest tap."""
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """A layer whose output is a feature map.
+
+    Attributes:
+        path: module path inside the network, as in ``body.7``.
+        channels: channels of the map.
+        stride: size of the map over the size of the LR image.
+        kind: class of the module.
+    """
+
+    path: str
+    channels: int
+    stride: float
+    kind: str
+
+
+class Taps:
+    """Reads the maps that chosen layers of a network put out while it runs, by forward hooks.
+
+    Args:
+        model: the network; its layers are looked up in ``model.net``.
+        paths: module paths.
+
+    Raises:
+        UserError: a path does not exist; names the nearest that do.
+    """
+
+    def __init__(self, model: SRModel, paths: Sequence[str]) -> None:
+        modules = dict(model.net.named_modules())
+        for path in paths:
+            if path not in modules or not path:
+                near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
+                hint = f" Near: {', '.join(near)}." if near else ""
+                raise UserError(
+                    f"{model.spec.name} has no layer '{path}'.{hint} sr-distill features --model M lists them all."
+                )
+        self.model = model
+        self.paths = tuple(dict.fromkeys(paths))
+        self._modules = {path: modules[path] for path in self.paths}
+
+    def run(self, lr: Tensor, need_sr: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Run the network on RGB (B, 3, H, W); return its output and the maps (B, C, h, w) by path.
+
+        Token sequences (B, H W, C) become maps. Maps are copies, so that a later in-place layer does not change them.
+
+        Args:
+            need_sr: False: stop as soon as every tap has fired, and return None as the output.
+
+        Raises:
+            UserError: a layer gave nothing, or something that is not a feature map.
+        """
+        found: dict[str, Tensor] = {}
+        stop_at = None if need_sr else len(self.paths)
+
+        def keep(path: str, output: object, size: tuple[int, int]) -> None:
+            value = as_map(output, size, f"{self.model.spec.name}: {path}")
+            found[path] = _visible(value, size, tuple(lr.shape[-2:])).clone()
+            if len(found) == stop_at:
+                raise _Enough
+
+        with _watching(self.model, self._modules, keep):
+            try:
+                sr = self.model(lr)
+            except _Enough:
+                sr = None
+        silent = [path for path in self.paths if path not in found]
+        if silent:
+            raise UserError(f"{self.model.spec.name}: the layers {', '.join(silent)} did not run; tap others.")
+        return sr, found
+
+
+@contextlib.contextmanager
+def _watching(
+    model: SRModel, modules: Mapping[str, nn.Module], look: Callable[[str, object, tuple[int, int]], None]
+) -> Iterator[None]:
+    """While this lasts, call ``look(path, output, size of the network's input)`` whenever one of the modules has run."""
+    size: list[tuple[int, int]] = []
+    handles = [model.net.register_forward_pre_hook(lambda module, inputs: size.append(tuple(inputs[0].shape[-2:])))]
+    for path, module in modules.items():
+        hook = functools.partial(lambda path, module, inputs, output: look(path, output, size[-1]), path)
+        handles.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_map(output: object, size: tuple[int, int], where: str) -> Tensor:
+    """A layer's output as a map (B, C, h, w): maps as they are, tokens (B, H W, C) of an (H, W) image as maps.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output
+    if isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] == size[0] * size[1]:
+        return output.transpose(1, 2).unflatten(2, size)
+    got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise UserError(f"{where} gives {got}, which is not a feature map (B, C, H, W): tap another layer.")
+
+
+def _visible(value: Tensor, size: tuple[int, int], lr_size: tuple[int, int]) -> Tensor:
+    """Cut off what belongs to padding at the right and bottom: the network's own, and that of its input."""
+    for dim, (padded, real) in enumerate(zip(size, lr_size), start=2):
+        length = value.shape[dim]
+        if padded < length < 2 * padded:  # the network pads inside
+            length = padded
+        value = value.narrow(dim, 0, max(1, -(-length * real // padded)))
+    return value
+
+
+@torch.no_grad()
+def list_taps(model: SRModel) -> list[TapPoint]:
+    """Every layer whose output is a feature map, in the order in which they run; found by a dry run on two small images."""
+    points: dict[str, TapPoint] = {}
+    modules = {path: module for path, module in model.net.named_modules() if path}
+
+    def look(path: str, output: object, size: tuple[int, int]) -> None:
+        with contextlib.suppress(UserError):
+            shape = _visible(as_map(output, size, path), size, (_PROBE, _PROBE)).shape
+            if shape[0] == 2:  # the windows of a transformer lie in the batch: they are no maps
+                points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, type(modules[path]).__name__)
+
+    was_training, device = model.training, next(model.parameters()).device
+    try:
+        with _watching(model, modules, look):
+            model.eval()(torch.zeros(2, 3, _PROBE, _PROBE, device=device))
+    finally:
+        model.train(was_training)
+    return list(points.values())

@@ -1,0 +1,216 @@
+"""Taps, pairs and adapters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sr_distill.contracts import Batch
+from sr_distill.errors import UserError
+from sr_distill.features import Adapter, FeaturePair, TappedTeacher, TapPoint, Taps, choose_pairs, list_taps
+from sr_distill.features.pairs import block_chain
+from sr_distill.features.taps import as_map
+from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, Teacher, build_model
+from sr_distill.options import LossOptions, validate
+from sr_distill.options.schema import FeatureOptions
+from sr_distill.train import DistillationTask
+
+from ..conftest import architecture, small
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_listed_layer_can_be_tapped_and_gives_what_was_promised(name):
+    model = build_model(small(name), 2).eval()
+    points = list_taps(model)
+    assert points
+    lr = torch.rand(2, 3, 32, 32)
+    _, maps = Taps(model, [point.path for point in points]).run(lr)
+    for point in points:
+        height = round(32 * point.stride)
+        assert maps[point.path].shape == (2, point.channels, height, height), point
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tapping_changes_nothing(name):
+    model = build_model(small(name), 2).eval()
+    lr = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(lr)
+        sr, _ = Taps(model, [point.path for point in list_taps(model)][:4]).run(lr)
+        assert torch.equal(sr, expected)
+        assert torch.equal(model(lr), expected)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_auto_finds_a_chain_of_blocks(name):
+    model = build_model(small(name), 2)
+    chain = block_chain(list_taps(model), name)
+    assert chain
+    assert all(tap.stride == 1 for tap in chain)
+    pairs = choose_pairs(model, model, FeatureOptions(count=2))
+    assert 1 <= len(pairs) <= 2
+    assert pairs[-1].student == chain[-1]
+
+
+def test_auto_takes_the_blocks_of_well_known_networks():
+    def paths(name, **tree):
+        return [tap.path for tap in block_chain(list_taps(build_model(architecture(type=name, **tree), 4)), name)]
+
+    assert paths("edsr", num_feat=8, num_block=4) == [f"body.{i}" for i in range(4)]
+    assert paths("rlfn", num_feat=8) == [f"block_{i}" for i in range(1, 7)]
+    assert paths("imdn", num_feat=16) == [f"IMDB{i}" for i in range(1, 7)]
+    assert paths("rcan", num_feat=16, num_group=3, num_block=4) == [f"body.{i}" for i in range(3)]
+    assert paths("mobile_sr", num_feat=8, num_block=3) == ["body.1", "body.3", "body.5", "body.7"]
+    assert paths("ecbsr", num_feat=8, num_block=3) == [f"backbone.{i}" for i in range(4)]
+    assert paths("swinir", embed_dim=8, num_heads=[2] * 4, depths=[2] * 4) == [f"layers.{i}" for i in range(4)]
+
+
+def test_tokens_become_maps():
+    tokens = torch.arange(24.0).view(1, 6, 4)
+    as_image = as_map(tokens, (2, 3), "t")
+    assert as_image.shape == (1, 4, 2, 3)
+    assert torch.equal(as_image[0, :, 1, 2], tokens[0, 5])
+    for other in (torch.zeros(1, 5, 4), torch.zeros(3), (torch.zeros(1),), None):
+        with pytest.raises(UserError, match="is not a feature map"):
+            as_map(other, (2, 3), "t")
+
+
+class _PadsInside(nn.Module):
+    """As CRAFT does: pads to the next multiple of 16 at the right and bottom, always."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Identity()
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        padded = self.body(nn.functional.pad(x, (0, 16 - width % 16, 0, 16 - height % 16), mode="replicate"))
+        return padded[..., :height, :width]
+
+
+def test_padding_is_cut_off_the_maps():
+    lr = torch.rand(2, 3, 20, 33)
+    inside = SRModel(_PadsInside(), ModelSpec(name="t", scale=1))
+    assert torch.equal(Taps(inside, ["body"]).run(lr)[1]["body"], lr)
+    outside = SRModel(_PadsInside(), ModelSpec(name="t", scale=1, size_multiple=8))
+    assert torch.equal(Taps(outside, ["body"]).run(lr)[1]["body"], lr)
+
+
+def test_a_wrong_path_names_the_nearest():
+    model = build_model(small("edsr"), 2)
+    with pytest.raises(UserError, match=r"edsr has no layer 'body\.9'\. Near: body\.1"):
+        Taps(model, ["body.9"])
+    with pytest.raises(UserError, match=r"no layer 'bodi\.1' that gives a feature map\. Near: body\.1"):
+        pairs = [{"student": "bodi.1", "teacher": "body.1"}]
+        choose_pairs(model, model, validate(FeatureOptions, {"pairs": pairs}, "t"))
+
+
+class _InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.unused, self.up = (
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(3, 3, 1),
+            nn.Conv2d(4, 3, 1),
+        )
+
+    def forward(self, x):
+        return self.up(self.act(self.conv(x)))
+
+
+def test_a_later_in_place_layer_does_not_change_what_was_read():
+    model = SRModel(_InPlace(), ModelSpec(name="t", scale=1))
+    lr = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        _, maps = Taps(model, ["conv"]).run(lr)
+        torch.testing.assert_close(maps["conv"], model.net.conv(lr))
+    assert maps["conv"].min() < 0
+
+
+def test_a_silent_layer_is_an_error():
+    model = SRModel(_InPlace(), ModelSpec(name="t", scale=1))
+    with pytest.raises(UserError, match="the layers unused did not run"):
+        Taps(model, ["conv", "unused"]).run(torch.rand(1, 3, 8, 8))
+
+
+def test_a_teacher_with_its_output_at_hand_runs_no_deeper_than_the_deepest_tap():
+    model = build_model(small("edsr"), 2)
+    ran = []
+    model.net.conv_last.register_forward_hook(lambda *_: ran.append("last"))
+    teacher = TappedTeacher(Teacher(model), ["body.0", "body.1"])
+    lr, stored = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
+    shallow = teacher(lr, stored_sr=stored)
+    assert ran == []
+    assert shallow.sr is stored
+    deep = teacher.train()(lr)
+    assert ran == ["last"]
+    assert not teacher.teacher.model.training
+    for path in ("body.0", "body.1"):
+        assert torch.equal(shallow.features[path], deep.features[path])
+        assert not shallow.features[path].requires_grad
+    torch.testing.assert_close(deep.sr, teacher.teacher(lr))
+
+
+def _pair(student_channels, teacher_channels):
+    return FeaturePair(TapPoint("a", student_channels, 1, "Conv2d"), TapPoint("b", teacher_channels, 1, "Conv2d"))
+
+
+@pytest.mark.parametrize("kind", ["conv1x1", "conv3x3"])
+def test_adapters_bring_channels_and_size(kind):
+    adapter = Adapter(_pair(4, 7), kind)
+    assert adapter(torch.rand(2, 4, 8, 6), torch.rand(2, 7, 16, 12)).shape == (2, 7, 16, 12)
+    assert {p.shape[-1] for p in adapter.parameters() if p.ndim == 4} == {1 if kind == "conv1x1" else 3}
+
+
+def test_no_adapter_needs_equal_channels():
+    assert Adapter(_pair(4, 4), "none")(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 4, 4)).shape == (1, 4, 4, 4)
+    with pytest.raises(UserError, match=r"a \(4 channels\) - b \(7 channels\): choose conv1x1"):
+        Adapter(_pair(4, 7), "none")
+
+
+def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapters():
+    student, model = (
+        build_model(small("mobile_sr"), 2),
+        build_model(architecture(type="edsr", num_feat=12, num_block=2), 2),
+    )
+    pairs = choose_pairs(student, model, FeatureOptions(count=2))
+    terms = [validate(LossOptions, {"type": name}, "t") for name in ("fitnet", "attention_transfer")]
+    task = DistillationTask(student, terms, pairs)
+    lr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
+    teacher = TappedTeacher(Teacher(model), [pair.teacher.path for pair in pairs])(lr)
+    total, values = task(Batch(lr, hr), teacher)
+    _, maps = Taps(student, [pair.student.path for pair in pairs]).run(lr)
+    by_hand = [
+        nn.functional.mse_loss(task.adapters[i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path])
+        for i, pair in enumerate(pairs)
+    ]
+    torch.testing.assert_close(values["fitnet_features"], torch.stack(by_hand).mean().detach())
+    total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.adapters.parameters())
+    assert student.net.body[0].weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_no_adapter_is_made_that_no_loss_uses():
+    student = build_model(small("mobile_sr"), 2)
+    pairs = choose_pairs(student, build_model(small("edsr"), 2), FeatureOptions())
+    task = DistillationTask(student, [validate(LossOptions, {"type": "spatial_affinity"}, "t")], pairs)
+    assert len(task.adapters) == 0
+
+
+@pytest.mark.parametrize("samples", ["images", "patches"])
+@pytest.mark.parametrize("name", ["similarity", "pkt", "rkd"])
+def test_relations_between_images_or_patches(name, samples):
+    from sr_distill.losses import LOSSES
+
+    loss = LOSSES[name](validate(LossOptions, {"type": name, "samples": samples, "patch": 4}, "t"))
+    student, teacher = torch.rand(4, 5, 8, 8), torch.rand(4, 7, 8, 8)
+    assert loss(student, teacher).isfinite()
+    if samples == "patches":
+        assert loss(student[:1], teacher[:1]).isfinite()  # one image is enough: it has four patches
+    else:
+        with pytest.raises(ValueError, match="relations between samples"):
+            loss(student[:1], teacher[:1])
