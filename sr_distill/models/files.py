@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..errors import UserError
@@ -43,7 +44,7 @@ def save_model(model: SRModel, path: Path, notes: Mapping[str, str] | None = Non
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(weights, str(temporary), metadata=metadata)
+        temporary.write_bytes(serialise(weights, metadata=metadata))
 
 
 def load_model(path: Path, scale: int | None = None, architecture: ArchitectureOptions | None = None) -> SRModel:

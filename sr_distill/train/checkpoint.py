@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         UserError: the file cannot be written; earlier checkpoints are untouched.
     """
     path = folder / f"step_{step:08d}.pt"
+    content = io.BytesIO()
+    torch.save(
+        state, content
+    )  # to memory first: a full disk is then an ordinary error of writing, not one of torch's format
     with atomic_path(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch reports a full disk as RuntimeError
-            raise UserError(f"cannot write {path}: {' '.join(str(error).split())[:200]}.") from error
+        temporary.write_bytes(content.getbuffer())
     for old in _all(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path

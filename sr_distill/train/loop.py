@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from .ema import EMA
 from .log import MetricsLog
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
+from .stop import StopRequest
 from .task import DistillationTask, term_vector
 
 Validate = Callable[[SRModel], dict[str, float]]
@@ -96,7 +95,7 @@ class Trainer:
         self._pending: list[Tensor] = []
         self._last_log = 0.0
         self._last_good: Path | None = None
-        self._stop = False
+        self._stop = StopRequest()
 
     def resume(self, checkpoint: Path) -> None:
         """Restore everything that :meth:`_save` saved.
@@ -133,7 +132,7 @@ class Trainer:
         if self.progress.step == 0:
             self._save_student(self.folder.initial)
         try:
-            with self._signals():
+            with self._stop.listening():
                 self._last_log = time.perf_counter()
                 for batch in loader:
                     self._pending.append(self._step(batch))
@@ -262,32 +261,13 @@ class Trainer:
             }
             save_model(self.ema.module, path, notes)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) asks the loop to save and stop; a second one ends at once."""
-
-        def ask(number: int, frame: object) -> None:
-            self._stop = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever started the thread handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _asked_to_stop(self) -> bool:
         """Whether to stop now. Several processes agree at the steps that log, so that none waits for another for ever."""
         if self.accelerator.num_processes == 1:
-            return self._stop
+            return self._stop.asked
         if self.progress.step % self.options.train.log_every:
             return False
-        asked = torch.tensor(float(self._stop), device=self.accelerator.device)
+        asked = torch.tensor(float(self._stop.asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
 

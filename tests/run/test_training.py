@@ -338,7 +338,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(work, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert _train(_options(work), "--resume") == 2
     assert "step_00000006.pt: No space left on device" in capsys.readouterr().err
     assert (work / "out/run/checkpoints/step_00000003.pt").read_bytes() == before
