@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from ..console import progress_bar
 from ..data import PairStore, open_pairs
@@ -23,7 +22,7 @@ from ..evaluate import evaluate_set, metric_names, open_set
 from ..features import FeaturePair, TappedTeacher, choose_pairs
 from ..files import data_root
 from ..infer import upscale
-from ..models import SRModel, Teacher, build_model, model_key
+from ..models import SRModel, Teacher, build_model
 from ..options import RunOptions, load_options
 from ..train import DistillationTask, Interrupted, Trainer, open_run
 from ..train.loop import Validate
@@ -112,7 +111,8 @@ def _student(options: RunOptions) -> SRModel:
 def _teacher(options: RunOptions) -> Teacher | None:
     if options.teacher is None:
         return None
-    return Teacher(open_model(options.teacher.model, options.scale, options.teacher.architecture))
+    model = open_model(options.teacher.model, options.scale, options.teacher.architecture)
+    return Teacher(model, options.teacher.self_ensemble)
 
 
 def _running_teacher(teacher: Teacher | None, pairs: list[FeaturePair], store: PairStore) -> TappedTeacher | None:
@@ -129,16 +129,11 @@ def _open_store(options: RunOptions, teacher: Teacher | None, accelerator: Accel
     for reason in store.skipped:
         accelerator.print(f"skipped: {reason}")
     if teacher is not None and options.teacher is not None and options.teacher.cache:
-        device = accelerator.device
-        model = teacher.model
-
-        def run(lr: Tensor) -> Tensor:
-            return upscale(model, lr, device)
-
+        run = functools.partial(upscale, teacher, device=accelerator.device)
         bar = functools.partial(
             progress_bar, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process
         )
-        store.add_teacher(model_key(model), run, bar)
+        store.add_teacher(teacher.key, run, bar)
     return store
 
 

@@ -33,6 +33,9 @@ class TappedTeacher(nn.Module):
         """Predict for RGB (B, 3, H, W) in [0, 1]; with its output at hand (``stored_sr``) only as deep as the deepest tap."""
         if not self.taps.paths:
             return Prediction(self.teacher(lr) if stored_sr is None else stored_sr)
-        sr, features = self.taps.run(lr, need_sr=stored_sr is None)
+        one_pass = stored_sr is None and not self.teacher.self_ensemble
+        sr, features = self.taps.run(lr, need_sr=one_pass)
         maps = {path: value.float() for path, value in features.items()}
-        return Prediction(stored_sr if sr is None else sr.clamp(0, 1), maps)
+        if stored_sr is not None:
+            return Prediction(stored_sr, maps)
+        return Prediction(sr.clamp(0, 1) if one_pass else self.teacher(lr), maps)

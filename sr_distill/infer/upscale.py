@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from ..data.images import to_uint8
-from ..models import SRModel
+from ..models import SRModel, Teacher
 
 TILE, OVERLAP = 256, 32
 
 
 @torch.no_grad()
-def upscale(model: SRModel, lr: Tensor, device: torch.device, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
+def upscale(
+    model: SRModel | Teacher, lr: Tensor, device: torch.device, tile: int = TILE, overlap: int = OVERLAP
+) -> Tensor:
     """Upscale uint8 RGB (3, H, W) to uint8 (3, H*scale, W*scale).
 
     An image larger than ``tile`` is cut into tiles of that side with ``overlap`` pixels of context around each; only a tile's

@@ -9,6 +9,24 @@ from pydantic import Field, model_validator
 from .base import Options
 
 
+class WeightSchedule(Options):
+    """The weight of a term over the run: ``weight x rise x fall`` between ``start`` and ``stop``, 0 outside."""
+
+    start: int = Field(0, ge=0, description="First step with the term.")
+    stop: int | None = Field(None, ge=1, description="First step without the term; None: it stays to the end.")
+    warmup: int = Field(0, ge=0, description="Steps of linear rise from 0 after start.")
+    decay: Literal["linear", "cosine"] = Field("linear", description="Shape of the way to decay_to.")
+    decay_to: float = Field(
+        1.0, ge=0, description="Factor on the weight that is reached at stop, or at the end of the run."
+    )
+
+    @model_validator(mode="after")
+    def _stop_after_start(self) -> WeightSchedule:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop ({self.stop}) must be after start ({self.start})")
+        return self
+
+
 class TermOptions(Options):
     """What every term of the objective has."""
 
@@ -17,6 +35,7 @@ class TermOptions(Options):
         "hr", description="With what: the ground truth, or the teacher (always the teacher for features)."
     )
     weight: float = Field(1.0, ge=0, description="Factor of the term in the sum; applied once, in the task.")
+    schedule: WeightSchedule | None = Field(None, description="The weight over the run; None: constant.")
     name: str | None = Field(None, min_length=1, description="Name in the log; None: type_on_against, as in l1_sr_hr.")
 
     @property

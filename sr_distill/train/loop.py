@@ -24,7 +24,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .ema import EMA
 from .log import MetricsLog
 from .run_folder import RunFolder
-from .schedule import learning_rate_at
+from .schedule import learning_rate_at, weight_at
 from .stop import StopRequest
 from .task import DistillationTask, term_vector
 
@@ -94,6 +94,7 @@ class Trainer:
         self._labels = ["total", *(term.label for term in options.losses)]
         self._pending: list[Tensor] = []
         self._last_log = 0.0
+        self._last_weights: list[float] = []
         self._last_good: Path | None = None
         self._stop = StopRequest()
 
@@ -159,7 +160,9 @@ class Trainer:
             target = Prediction(batch.teacher_sr)
         else:
             target = self.teacher(batch.lr, stored_sr=batch.teacher_sr)
-        total, terms = self.task(batch, target)
+        total_steps = self.options.train.total_steps
+        self._last_weights = [weight_at(self.progress.step, term, total_steps) for term in self.options.losses]
+        total, terms = self.task(batch, target, self._last_weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if self.options.optimizer.clip_grad_norm is not None:
@@ -203,7 +206,10 @@ class Trainer:
             ", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s", refresh=False
         )
         if log is not None:
-            log.write(self.progress.step, "train", {**means, "learning_rate": rate, "images_per_second": speed})
+            weights = zip(self.options.losses, self._last_weights)
+            scheduled = {f"weight_{term.label}": weight for term, weight in weights if term.schedule is not None}
+            more = {"learning_rate": rate, "images_per_second": speed}
+            log.write(self.progress.step, "train", {**means, **scheduled, **more})
 
     def _check_finite(self, values: Tensor, first: int) -> None:
         bad = ~values.isfinite()

@@ -1,9 +1,10 @@
-"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+"""Learning rate and weights of losses as functions of the step: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
 import math
 
+from ..options import LossOptions
 from ..options.schema import ScheduleOptions
 
 
@@ -22,3 +23,23 @@ def learning_rate_at(step: int, base: float, total_steps: int, schedule: Schedul
     if schedule.type == "multistep":
         return base * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
     return base
+
+
+def weight_at(step: int, term: LossOptions, total_steps: int) -> float:
+    """Weight of a term in optimizer step ``step``: ``weight x rise x fall`` from ``start`` to ``stop``, 0 outside.
+
+    ``rise = min(1, (step - start + 1) / warmup)``. ``fall`` goes from 1, when the warm-up is over, to ``decay_to`` at ``stop`` (or
+    the end of the run), linearly or along half a cosine.
+    """
+    plan = term.schedule
+    if plan is None:
+        return term.weight
+    stop = total_steps if plan.stop is None else plan.stop
+    if not plan.start <= step < stop:
+        return 0.0
+    since = step - plan.start
+    rise = min(1.0, (since + 1) / plan.warmup) if plan.warmup else 1.0
+    done = min(1.0, max(0, since - plan.warmup) / max(1, stop - plan.start - plan.warmup))
+    if plan.decay == "cosine":
+        done = 0.5 * (1 - math.cos(math.pi * done))
+    return term.weight * rise * (1 + (plan.decay_to - 1) * done)

@@ -48,15 +48,23 @@ class DistillationTask(nn.Module):
         adapted = any(term.on == "features" and _is_adapted(loss) for term, loss in zip(self.terms, self.losses))
         self.adapters = nn.ModuleList(Adapter(pair, adapter) for pair in pairs if adapted)
 
-    def forward(self, batch: Batch, teacher: Prediction | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and terms for one batch; ``teacher`` is what terms that look at the teacher are compared with."""
+    def forward(
+        self, batch: Batch, teacher: Prediction | None = None, weights: Sequence[float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and terms for one batch.
+
+        Args:
+            teacher: what terms that look at the teacher are compared with.
+            weights: of the terms in this step; None: those of the options.
+        """
         student = self._predict(batch.lr)
         images = {"hr": self._reachable(batch.hr, student.sr)}
         if teacher is not None and teacher.sr is not None:
             images["teacher"] = self._reachable(teacher.sr, student.sr)
         maps = self._maps(student, teacher) if self.pairs and teacher is not None else []
         total, values = student.sr.new_zeros(()), {}
-        for term, loss in zip(self.terms, self.losses):
+        weights = [term.weight for term in self.terms] if weights is None else weights
+        for term, loss, weight in zip(self.terms, self.losses, weights):
             if term.on == "sr":
                 value = loss(student.sr, images[term.against])
             else:
@@ -65,7 +73,7 @@ class DistillationTask(nn.Module):
                     [loss(fitted if adapted else plain, target) for plain, fitted, target in maps]
                 ).mean()
             values[term.label] = value.detach()
-            total = total + term.weight * value
+            total = total + weight * value
         return total, values
 
     def _predict(self, lr: Tensor) -> Prediction:

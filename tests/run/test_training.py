@@ -225,6 +225,24 @@ def test_feature_distillation_resumes_exactly_and_leaves_a_plain_student(work, c
     )
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_self_ensembled_teacher_and_scheduled_weights(work, cache):
+    losses = [
+        {"type": "l1", "schedule": {"stop": 4}},
+        {"type": "l1", "against": "teacher", "weight": 2.0, "schedule": {"start": 2}},
+        {"type": "fitnet", "weight": 0.1},
+    ]
+    teacher = {"model": str(work / "teacher.safetensors"), "self_ensemble": True, "cache": cache}
+    assert _train(_options(work, losses=losses, teacher=teacher)) == 0
+    lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    weights = [(line["step"], line["weight_l1_sr_hr"], line["weight_l1_sr_teacher"]) for line in train]
+    assert weights == [(2, 1.0, 0.0), (3, 1.0, 2.0), (4, 1.0, 2.0), (6, 0.0, 2.0)]
+    for line, (_, first, second) in zip(train, weights):
+        total = first * line["l1_sr_hr"] + second * line["l1_sr_teacher"] + 0.1 * line["fitnet_features"]
+        assert line["total"] == pytest.approx(total, rel=1e-4)
+
+
 def test_adapters_are_trained_alike_in_all_processes(work):
     options = _options(work, losses=FEATURES, features={"count": 2})
     for processes in (1, 2):
@@ -335,8 +353,12 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(work, capsys, monkeypatch):
     assert _train(_options(work), "train.total_steps=3") == 0
     before = (work / "out/run/checkpoints/step_00000003.pt").read_bytes()
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    write = Path.write_bytes
+
+    def full(path, content):
+        if "step_" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert _train(_options(work), "--resume") == 2

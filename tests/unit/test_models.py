@@ -194,6 +194,21 @@ def test_a_teacher_stays_frozen_and_in_eval():
     assert 0 <= sr.min() <= sr.max() <= 1
 
 
+def test_a_self_ensembled_teacher_averages_eight_views_and_commutes_with_turns():
+    model = build_model(small("rlfn"), 2)
+    plain, ensemble = Teacher(model), Teacher(model, self_ensemble=True)
+    lr = torch.rand(1, 3, 16, 20)
+    views = []
+    for mirror in (False, True):
+        for turns in range(4):
+            view = torch.rot90(lr.flip(-1) if mirror else lr, turns, (2, 3))
+            back = torch.rot90(model(view).detach(), -turns, (2, 3))
+            views.append(back.flip(-1) if mirror else back)
+    torch.testing.assert_close(ensemble(lr), torch.stack(views).mean(0).clamp(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ensemble(lr.flip(-2)), ensemble(lr).flip(-2), atol=1e-5, rtol=1e-5)
+    assert plain.key != ensemble.key
+
+
 def test_a_network_that_cannot_be_built_for_the_scale():
     with pytest.raises(UserError, match=r"rrdbnet cannot be built for scale 3; allowed: 2, 4"):
         build_model(small("rrdbnet"), 3)

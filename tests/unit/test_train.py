@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 
@@ -12,13 +13,13 @@ from torch import nn
 
 from sr_distill.errors import UserError
 from sr_distill.files import atomic_folder, atomic_path, find, write_text
-from sr_distill.options import RunOptions, validate
+from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.schema import ScheduleOptions
 from sr_distill.train import open_run
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from sr_distill.train.ema import EMA
 from sr_distill.train.log import MetricsLog
-from sr_distill.train.schedule import learning_rate_at
+from sr_distill.train.schedule import learning_rate_at, weight_at
 
 from .test_options import MINIMAL
 
@@ -52,6 +53,31 @@ def test_warm_up_rises_to_the_base_and_every_schedule_stays_positive():
         assert rates[4] == pytest.approx(0.1)
         assert min(rates) > 0
     assert learning_rate_at(0, 0.1, 3, ScheduleOptions(warmup=10)) == pytest.approx(0.01)
+
+
+def _term(**schedule):
+    return validate(LossOptions, {"type": "l1", "weight": 2.0, "schedule": schedule or None}, "test")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({}, [2, 2, 2, 2, 2, 2, 2, 2]),
+        ({"start": 2, "stop": 5}, [0, 0, 2, 2, 2, 0, 0, 0]),
+        ({"warmup": 4}, [0.5, 1, 1.5, 2, 2, 2, 2, 2]),
+        ({"decay_to": 0.0}, [2, 1.75, 1.5, 1.25, 1, 0.75, 0.5, 0.25]),
+        ({"decay_to": 0.5, "stop": 4}, [2, 1.75, 1.5, 1.25, 0, 0, 0, 0]),
+        ({"warmup": 2, "start": 1, "decay_to": 2.0, "stop": 7}, [0, 1, 2, 2, 2.5, 3, 3.5, 0]),
+        ({"decay": "cosine", "decay_to": 0.0}, [1 + math.cos(math.pi * k / 8) for k in range(8)]),
+    ],
+)
+def test_weights_follow_their_schedule(schedule, expected):
+    assert [weight_at(step, _term(**schedule), 8) for step in range(8)] == pytest.approx(expected)
+
+
+def test_a_schedule_that_ends_before_it_begins_is_refused():
+    with pytest.raises(UserError, match=r"stop \(3\) must be after start \(3\)"):
+        _term(start=3, stop=3)
 
 
 def test_ema_equals_torch_after_the_warm_up():
