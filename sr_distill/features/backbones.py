@@ -29,9 +29,9 @@ def vgg19_features() -> nn.Sequential:
     Raises:
         UserError: the weights are nowhere on this machine and cannot be downloaded; lists where they were looked for.
     """
-    from torchvision.models import vgg19
+    from torchvision.models.vgg import cfgs, make_layers
 
-    features = vgg19(weights=None).features
+    features = make_layers(cfgs["E"], batch_norm=False)  # vgg19 without its 124 M weights for classification
     # In-place activations would overwrite a map after it was tapped.
     for layer in features:
         if isinstance(layer, nn.ReLU):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import kornia
 import lpips as lpips_package
 import pytest
@@ -29,12 +31,16 @@ def _gradient(value, image):
     return torch.autograd.grad(value, image)[0]
 
 
+@functools.cache
+def _random_models():
+    names = ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
+    return {name: getattr(torchvision.models, name)(weights=None).eval() for name in names}
+
+
 @pytest.fixture
 def random_backbones(monkeypatch):
     """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
-    models = {
-        name: getattr(torchvision.models, name)(weights=None) for name in ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
-    }
+    models = _random_models()
 
     def weights(name, download=True):
         return {
