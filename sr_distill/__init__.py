@@ -6,4 +6,21 @@ stands before it in this line:
     options -> data -> models -> features -> losses -> train -> evaluate -> infer -> zoo -> cli
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
+
 __version__ = "0.1.0"
+__all__ = ["Distiller", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import :class:`Distiller` when it is asked for: importing the package alone costs nothing."""
+    if name == "Distiller":
+        from .distiller import Distiller
+
+        return Distiller
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

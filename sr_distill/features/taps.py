@@ -65,7 +65,8 @@ class Taps:
     def run(self, lr: Tensor, need_sr: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Run the network on RGB (B, 3, H, W); return its output and the maps (B, C, h, w) by path.
 
-        Token sequences (B, H W, C) become maps. Maps are copies, so that a later in-place layer does not change them.
+        Token sequences (B, H W, C) become maps. Maps are copies, so that a later in-place layer does not change them, in the
+        dtype of ``lr`` also where the network is autocast.
 
         Args:
             need_sr: False: stop as soon as every tap has fired, and return None as the output.
@@ -78,7 +79,7 @@ class Taps:
 
         def keep(path: str, output: object, size: tuple[int, int]) -> None:
             value = as_map(output, size, f"{self.model.spec.name}: {path}")
-            found[path] = _visible(value, size, tuple(lr.shape[-2:])).clone()
+            found[path] = _visible(value, size, tuple(lr.shape[-2:])).to(lr.dtype, copy=True)
             if len(found) == stop_at:
                 raise _Enough
 

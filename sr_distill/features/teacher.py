@@ -34,8 +34,7 @@ class TappedTeacher(nn.Module):
         if not self.taps.paths:
             return Prediction(self.teacher(lr) if stored_sr is None else stored_sr)
         one_pass = stored_sr is None and not self.teacher.self_ensemble
-        sr, features = self.taps.run(lr, need_sr=one_pass)
-        maps = {path: value.float() for path, value in features.items()}
+        sr, maps = self.taps.run(lr, need_sr=one_pass)
         if stored_sr is not None:
             return Prediction(stored_sr, maps)
         return Prediction(sr.clamp(0, 1) if one_pass else self.teacher(lr), maps)

@@ -82,10 +82,10 @@ class DistillationTask(nn.Module):
         return Prediction(*self.taps.run(lr))
 
     def _maps(self, student: Prediction, teacher: Prediction) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """For each pair: the student's map, the same adapted to the teacher's, and the teacher's; in float32."""
+        """For each pair: the student's map, the same adapted to the teacher's, and the teacher's."""
         maps = []
         for index, pair in enumerate(self.pairs):
-            plain, target = student.features[pair.student.path].float(), teacher.features[pair.teacher.path]
+            plain, target = student.features[pair.student.path], teacher.features[pair.teacher.path]
             maps.append((plain, self.adapters[index](plain, target) if self.adapters else None, target))
         return maps
 

@@ -22,6 +22,7 @@ ORDER = [
     "features",
     "losses",
     "train",
+    "distiller",
     "evaluate",
     "infer",
     "zoo",

@@ -1,0 +1,97 @@
+"""The objective in somebody else's loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sr_distill
+from sr_distill import Distiller
+from sr_distill.errors import UserError
+from sr_distill.models import build_model
+
+from ..conftest import ROOT, small
+
+
+def _network(width, scale=2):
+    layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3 * scale**2, 3, padding=1)]
+    return nn.Sequential(*layers, nn.PixelShuffle(scale))
+
+
+LOSSES = [{"type": "l1"}, {"type": "l1", "against": "teacher", "weight": 0.5}, {"type": "fitnet", "weight": 0.1}]
+
+
+def test_plain_networks():
+    student, teacher = _network(4), _network(6)
+    distiller = Distiller(student, teacher, LOSSES, pairs=[("1", "1")])
+    assert distiller.student is student
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    total, terms = distiller(lr, hr)
+    sr, target = student(lr), teacher(lr).clamp(0, 1)
+    assert list(terms) == ["l1_sr_hr", "l1_sr_teacher", "fitnet_features"]
+    torch.testing.assert_close(terms["l1_sr_hr"], F.l1_loss(sr, hr).detach())
+    torch.testing.assert_close(terms["l1_sr_teacher"], F.l1_loss(sr, target).detach())
+    adapted = distiller.task.adapters[0].conv(student[:2](lr))
+    torch.testing.assert_close(terms["fitnet_features"], F.mse_loss(adapted, teacher[:2](lr)).detach())
+    by_hand = (
+        F.l1_loss(sr, hr) + 0.5 * F.l1_loss(sr, target.detach()) + 0.1 * F.mse_loss(adapted, teacher[:2](lr).detach())
+    )
+    torch.testing.assert_close(total, by_hand)
+    gradient = torch.autograd.grad(total, student[0].weight, retain_graph=True)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(by_hand, student[0].weight)[0])
+    weighed, _ = distiller(lr, hr, weights=[0.0, 0.0, 1.0])
+    torch.testing.assert_close(weighed.detach(), terms["fitnet_features"])
+
+
+def test_the_teacher_is_no_part_of_it_but_moves_along():
+    student, teacher = _network(4), _network(6)
+    distiller = Distiller(student, teacher, LOSSES).train()
+    own = set(map(id, distiller.parameters()))
+    assert own >= set(map(id, student.parameters()))
+    assert not own & set(map(id, teacher.parameters()))
+    assert not any("teacher" in key for key in distiller.state_dict())
+    assert not teacher.training
+    assert student.training
+    distiller.double()
+    assert next(teacher.parameters()).dtype == torch.float64
+    total, _ = distiller(torch.rand(1, 3, 8, 8).double(), torch.rand(1, 3, 16, 16).double())
+    total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_networks_of_this_package_and_automatic_pairs():
+    distiller = Distiller(build_model(small("mobile_sr", color="y"), 3), build_model(small("rlfn"), 3), LOSSES, count=2)
+    assert 1 <= len(distiller.pairs) <= 2
+    total, terms = distiller(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 48, 48))
+    assert total.isfinite()
+    assert len(terms) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"losses": [{"type": "l3"}]}, r"losses\[0\]"),
+        ({"pairs": [("0", "nothing")]}, "teacher has no layer 'nothing'"),
+        ({"adapter": "conv5x5"}, "adapter"),
+        ({"teacher": _network(4, scale=3)}, "student has scale 2 and the teacher 3"),
+    ],
+)
+def test_mistakes_are_named(change, expected):
+    arguments = {"student": _network(4), "teacher": _network(6), "losses": LOSSES, "pairs": [("1", "1")]} | change
+    with pytest.raises(UserError, match=expected):
+        Distiller(**arguments)
+
+
+def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = (ROOT / "docs/own_loop.md").read_text().split("```python")[1].split("```")[0]
+    exec(compile(code, "docs/own_loop.md", "exec"), {"__name__": "example"})
+    assert len(torch.load("student.pth", weights_only=True)) == 6
+
+
+def test_the_package_has_no_other_lazy_names():
+    assert sr_distill.Distiller is Distiller
+    with pytest.raises(AttributeError, match="no attribute 'Distill'"):
+        _ = sr_distill.Distill
