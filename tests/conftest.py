@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from sr_distill.features import backbones
 from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.options import ArchitectureOptions, validate
 
@@ -34,8 +37,6 @@ def data_root() -> Path:
 @pytest.fixture
 def no_data(monkeypatch, tmp_path):
     """No data root, no pretrained weights in torchvision's cache, no network."""
-    from sr_distill.features import backbones
-
     monkeypatch.delenv(DATA_ROOT_VARIABLE, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setattr("torch.hub.download_url_to_file", _refuse)
@@ -44,6 +45,30 @@ def no_data(monkeypatch, tmp_path):
     yield
     for cached in (backbones.vgg19_features, backbones.lpips_network):
         cached.cache_clear()
+
+
+@functools.cache
+def _random_models():
+    names = ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
+    return {name: getattr(torchvision.models, name)(weights=None).eval() for name in names}
+
+
+@pytest.fixture
+def random_backbones(monkeypatch):
+    """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
+    models = _random_models()
+
+    def weights(name, download=True):
+        return {
+            k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")
+        }
+
+    monkeypatch.setattr(backbones, "_feature_weights", weights)
+    backbones.vgg19_features.cache_clear()
+    backbones.lpips_network.cache_clear()
+    yield models
+    backbones.vgg19_features.cache_clear()
+    backbones.lpips_network.cache_clear()
 
 
 def _refuse(*args, **kwargs):

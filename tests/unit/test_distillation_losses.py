@@ -13,7 +13,6 @@ from sr_distill.losses import contrastive, frequency, hard_soft, rkd, soft_targe
 from sr_distill.losses.perceptual import VGG19_LAYERS
 
 from ..conftest import ROOT
-from .test_losses import random_backbones  # noqa: F401 - a fixture
 
 REFERENCE = json.loads((ROOT / "tests/reference/distillation_losses.json").read_text())
 ON_MAPS = [
@@ -159,7 +158,7 @@ def test_frequency_equals_numpy_by_hand():
     assert torch.autograd.gradcheck(frequency, (student[:, :1].clone().requires_grad_(), teacher[:, :1]))
 
 
-def test_contrastive_equals_the_formula_on_torchvision_features(random_backbones):  # noqa: F811
+def test_contrastive_equals_the_formula_on_torchvision_features(random_backbones):
     vgg = random_backbones["vgg19"].features.eval()
     for layer in vgg:
         layer.inplace = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import kornia
 import lpips as lpips_package
 import pytest
@@ -29,30 +27,6 @@ def _pair(*shape):
 
 def _gradient(value, image):
     return torch.autograd.grad(value, image)[0]
-
-
-@functools.cache
-def _random_models():
-    names = ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
-    return {name: getattr(torchvision.models, name)(weights=None).eval() for name in names}
-
-
-@pytest.fixture
-def random_backbones(monkeypatch):
-    """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
-    models = _random_models()
-
-    def weights(name, download=True):
-        return {
-            k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")
-        }
-
-    monkeypatch.setattr(backbones, "_feature_weights", weights)
-    backbones.vgg19_features.cache_clear()
-    backbones.lpips_network.cache_clear()
-    yield models
-    backbones.vgg19_features.cache_clear()
-    backbones.lpips_network.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7), (4, 3, 8, 6)])

@@ -1,0 +1,130 @@
+"""Runs that are interrupted, fail, or are shared among processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint
+
+from ..conftest import ROOT
+from .helpers import assert_same, last_state, launch, run_training, write_options
+
+pytestmark = pytest.mark.run
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_resume_equals_uninterrupted(work, cache):
+    teacher = {"model": str(work / "teacher.safetensors"), "cache": cache}
+    options = write_options(work, teacher=teacher, optimizer={"clip_grad_norm": 0.5})
+    assert run_training(options, "name=whole") == 0
+    assert run_training(options, "name=parts", "train.checkpoint_every=2", "train.keep_checkpoints=9") == 0
+    checkpoints = work / "out/parts/checkpoints"
+    (checkpoints / "step_00000006.pt").unlink()
+    (checkpoints / "step_00000004.pt").unlink()
+    assert run_training(options, "name=parts", "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "parts"))
+    first, second = (
+        [json.loads(line) for line in (work / "out" / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "parts")
+    )
+    assert [line["psnr_y_b2"] for line in first if "psnr_y_b2" in line] == [
+        line["psnr_y_b2"] for line in second if "psnr_y_b2" in line
+    ]
+    assert run_training(options, "name=parts", "--resume") == 0  # nothing left to do
+
+
+def test_two_processes_equal_one(work):
+    options = write_options(work)
+    for processes in (1, 2):
+        done = launch(options, processes, f"name=p{processes}", "train.total_steps=1", "train.checkpoint_every=1")
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = last_state(work, "p1"), last_state(work, "p2")
+    # After one step of Adam the first moment is the gradient itself, up to a factor: a wrong scale cannot hide in it.
+    gradients = [
+        torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]) for state in (one, two)
+    ]
+    assert gradients[0].abs().max() > 1e-5
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-4)
+    lines = [json.loads((work / f"out/p{n}/metrics.jsonl").read_text().splitlines()[0]) for n in (1, 2)]
+    assert lines[0]["total"] == pytest.approx(lines[1]["total"], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared(work):
+    done = launch(write_options(work), 2, "data.batch_size=3", "name=odd")
+    assert done.returncode != 0
+    assert "data.batch_size 3 cannot be divided among 2 processes" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(work, capsys):
+    options = write_options(work, optimizer={"learning_rate": 1e25}, schedule={"type": "constant", "warmup": 1})
+    tree = yaml.safe_load(options.read_text())
+    tree["train"] = {"total_steps": 40, "log_every": 5, "checkpoint_every": 1, "ema": 0.0}
+    tree["validation"] = None
+    options.write_text(yaml.safe_dump(tree))
+    assert run_training(options) == 2
+    said = capsys.readouterr().err
+    assert "the loss is not finite: term 'l1_sr_" in said
+    assert "Last good checkpoint: " in said
+    named = said.split("Last good checkpoint: ")[1].split(". ")[0]
+    if named != "none was saved yet":
+        assert all(v.isfinite().all() for v in load_checkpoint(Path(named))["student"].values())
+
+
+def _wait_for(condition, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_runs_go_on(work, number):
+    options = write_options(work)
+    assert (
+        run_training(
+            options, "name=whole", "train.total_steps=300", "train.checkpoint_every=300", "validation.every=300"
+        )
+        == 0
+    )
+    more = ["name=cut", "train.total_steps=300", "train.checkpoint_every=20", "validation.every=300"]
+    process = subprocess.Popen(
+        [sys.executable, "scripts/train.py", "-opt", str(options), *more], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(lambda: latest_checkpoint(work / "out/cut/checkpoints") is not None or process.poll() is not None)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Go on with the same command and --resume." in said
+        assert "Traceback" not in said
+    step = last_state(work, "cut")["progress"]["step"]
+    assert 20 <= step < 300
+    assert run_training(options, *more, "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "cut"))
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(work, capsys, monkeypatch):
+    assert run_training(write_options(work), "train.total_steps=3") == 0
+    before = (work / "out/run/checkpoints/step_00000003.pt").read_bytes()
+
+    write = Path.write_bytes
+
+    def full(path, content):
+        if "step_" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run_training(write_options(work), "--resume") == 2
+    assert "step_00000006.pt: No space left on device" in capsys.readouterr().err
+    assert (work / "out/run/checkpoints/step_00000003.pt").read_bytes() == before
+    assert [p.name for p in (work / "out/run/checkpoints").iterdir()] == ["step_00000003.pt"]
