@@ -181,3 +181,10 @@ def test_contrastive_equals_the_formula_on_torchvision_features(random_backbones
     torch.testing.assert_close(
         torch.autograd.grad(got, sr)[0], torch.autograd.grad(expected, sr)[0], atol=1e-7, rtol=1e-3
     )
+
+
+def test_the_page_of_losses_lists_every_one():
+    page = (ROOT / "docs/losses.md").read_text()
+    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == set(losses.LOSSES)
+    assert all(f"`{name}`" in page for name in losses.__all__ if name != "LOSSES")
