@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from ..console import progress_bar
 from ..data import PairStore, open_pairs
@@ -88,7 +89,9 @@ def _accelerator(options: RunOptions) -> Accelerator:
     device = pick_device(options.device)
     if options.device != "auto" and device.type != "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    # The other processes wait while the first one stores the teacher's outputs, which can take longer than the usual 10 minutes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
     if options.data.batch_size % accelerator.num_processes:
         raise UserError(
             f"data.batch_size {options.data.batch_size} cannot be divided among {accelerator.num_processes} processes."
