@@ -1,4 +1,9 @@
-"""The one exception that is meant for a person."""
+"""The one exception that is meant for a person, and the hint that goes with a mistyped name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +12,9 @@ class UserError(Exception):
     The message names the file, key or value, what was expected, and what to do. The command line prints it
     without a traceback; a program that uses the package as a library can catch it.
     """
+
+
+def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """`` Did you mean 'x'?`` with the allowed name nearest to ``given``, or nothing where none is near."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)
+    return f" Did you mean '{close[0]}'?" if close else ""

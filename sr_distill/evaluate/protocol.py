@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.images import to_uint8
 from ..errors import UserError
 from ..features import lpips_network
-from ..models import SRModel
+from ..models import SRModel, upscale_uint8
 from .metrics import psnr_y, ssim_y
 from .sets import BenchmarkImage, BenchmarkSet
 
@@ -114,15 +113,10 @@ def evaluate_set(
     return result
 
 
-def upscale_whole(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
-    """uint8 (3, h, w) to uint8 (3, h*scale, w*scale) on ``device``, the whole image at once."""
-    return to_uint8(model(lr.to(device).float().div(255.0).unsqueeze(0))[0])
-
-
 def _score(model: SRModel, image: BenchmarkImage, device: torch.device, network: nn.Module | None) -> Score:
     scale = model.spec.scale
     lr, hr = image.load(scale)
-    sr = upscale_whole(model, lr, device).unsqueeze(0)
+    sr = upscale_uint8(model, lr, device).unsqueeze(0)
     hr = hr.to(device).unsqueeze(0)
     distance = None
     if network is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from dataclasses import dataclass
 
 from ..errors import UserError
 from ..models import SRModel
 from ..options.schema import FeatureOptions
-from .taps import TapPoint, list_taps
+from .taps import TapPoint, list_taps, no_such_layer
 
 _ACTIVATIONS = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardswish")
 
@@ -83,8 +82,4 @@ def _find(taps: list[TapPoint], path: str, model: SRModel) -> TapPoint:
     for tap in taps:
         if tap.path == path:
             return tap
-    near = difflib.get_close_matches(path, [tap.path for tap in taps], n=3, cutoff=0.3)
-    hint = f" Near: {', '.join(near)}." if near else ""
-    raise UserError(
-        f"{model.spec.name} has no layer '{path}' that gives a feature map.{hint} sr-distill features --model M lists them all."
-    )
+    raise no_such_layer(model, path, [tap.path for tap in taps], " that gives a feature map")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +53,7 @@ class Taps:
         modules = dict(model.net.named_modules())
         for path in paths:
             if path not in modules or not path:
-                near = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
-                hint = f" Near: {', '.join(near)}." if near else ""
-                raise UserError(
-                    f"{model.spec.name} has no layer '{path}'.{hint} sr-distill features --model M lists them all."
-                )
+                raise no_such_layer(model, path, modules)
         self.model = model
         self.paths = tuple(dict.fromkeys(paths))
         self._modules = {path: modules[path] for path in self.paths}
@@ -92,6 +88,15 @@ class Taps:
         if silent:
             raise UserError(f"{self.model.spec.name}: the layers {', '.join(silent)} did not run; tap others.")
         return sr, found
+
+
+def no_such_layer(model: SRModel, path: str, known: Iterable[str], what: str = "") -> UserError:
+    """The error for a path that is not among the known ones; names the nearest."""
+    near = difflib.get_close_matches(path, list(known), n=3, cutoff=0.3)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    return UserError(
+        f"{model.spec.name} has no layer '{path}'{what}.{hint} sr-distill features --model M lists them all."
+    )
 
 
 @contextlib.contextmanager

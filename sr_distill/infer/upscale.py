@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..data.images import to_uint8
-from ..models import SRModel, Teacher
+from ..models import SRModel, Teacher, upscale_uint8
 
 TILE, OVERLAP = 256, 32
 
@@ -33,8 +32,7 @@ def upscale(
     sr = torch.empty(3, height * scale, width * scale, dtype=torch.uint8)
     for rows, outer_rows in _spans(height, tile, overlap):
         for cols, outer_cols in _spans(width, tile, overlap):
-            piece = lr[:, outer_rows, outer_cols].to(device).float().div(255.0)
-            out = to_uint8(model(piece.unsqueeze(0))[0])
+            out = upscale_uint8(model, lr[:, outer_rows, outer_cols], device)
             inner_rows = _scaled(rows, scale, outer_rows.start)
             inner_cols = _scaled(cols, scale, outer_cols.start)
             sr[:, _scaled(rows, scale), _scaled(cols, scale)] = out[:, inner_rows, inner_cols].cpu()

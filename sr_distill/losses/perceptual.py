@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..features import lpips_network, vgg19_features
 from ..options import losses as options
 
@@ -102,8 +101,7 @@ class LPIPSLoss(nn.Module):
 def layer_index(name: str) -> int:
     """Index of a layer in ``vgg19().features``; UserError with the nearest name where there is none."""
     if name not in VGG19_LAYERS:
-        close = difflib.get_close_matches(name, VGG19_LAYERS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(name, VGG19_LAYERS, cutoff=0.6)
         raise UserError(
             f"vgg19 has no layer '{name}'.{hint} Allowed: features.0 to features.36, conv1_1, relu1_1, pool1, ... pool5."
         )

@@ -1,6 +1,6 @@
 """Networks: built by name, loaded from files, and seen by everybody else as RGB in [0, 1]."""
 
-from .base import Architecture, ModelSpec, SRModel, bicubic_model
+from .base import Architecture, ModelSpec, SRModel, bicubic_model, upscale_uint8
 from .files import load_model, model_key, save_model
 from .registry import ARCHITECTURES, STUDENTS, TEACHERS, build_model
 from .teacher import Teacher
@@ -18,4 +18,5 @@ __all__ = [
     "load_model",
     "model_key",
     "save_model",
+    "upscale_uint8",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.bicubic import imresize, mirrored
 from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
+from ..data.images import to_uint8
 from .blocks import collapse
 
 StateDict = Mapping[str, Tensor]
@@ -97,6 +98,11 @@ class SRModel(nn.Module):
             out = self.net(image if value_range == 1.0 else image * value_range)
         out = out.to(image.dtype)[..., : height * self.spec.scale, : width * self.spec.scale]
         return out if value_range == 1.0 else out / value_range
+
+
+def upscale_uint8(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
+    """uint8 RGB (3, h, w) to uint8 (3, h*scale, w*scale) on ``device``, the whole image at once; the model is there already."""
+    return to_uint8(model(lr.to(device).float().div(255.0).unsqueeze(0))[0])
 
 
 def bicubic_model(scale: int) -> SRModel:

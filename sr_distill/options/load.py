@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from .schema import RunOptions
 
 T = TypeVar("T")
@@ -131,7 +130,7 @@ def _explain(kind: Any, problem: Any) -> str:
     code, context = problem["type"], problem.get("ctx", {})
     if code == "extra_forbidden":
         allowed = sorted({name for cls in classes for name in cls.model_fields})
-        return f"{where}: unknown key.{_nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}."
+        return f"{where}: unknown key.{did_you_mean(path[-1], allowed)} Allowed: {', '.join(allowed)}."
     if code == "missing":
         described = [cls.model_fields[path[-1]].description for cls in classes if path[-1] in cls.model_fields]
         return f"{where}: missing. {described[0] if described else ''}".rstrip()
@@ -140,11 +139,11 @@ def _explain(kind: Any, problem: Any) -> str:
         given = context.get("tag")
         if given is None:
             return f"{where}.type: missing. Allowed: {', '.join(allowed)}."
-        return f"{where}.type: got '{given}'.{_nearest(given, allowed)} Allowed: {', '.join(allowed)}."
+        return f"{where}.type: got '{given}'.{did_you_mean(str(given), allowed)} Allowed: {', '.join(allowed)}."
     if code == "literal_error":
         allowed = re.findall(r"'[^']*'|[^\s,]+", context["expected"].replace(" or ", ", "))
         plain = [text.strip("'") for text in allowed]
-        return f"{where}: got {value!r}.{_nearest(str(value), plain)} Allowed: {', '.join(plain)}."
+        return f"{where}: got {value!r}.{did_you_mean(str(value), plain)} Allowed: {', '.join(plain)}."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if code == "value_error":
         return f"{where}: {message}."
@@ -154,11 +153,6 @@ def _explain(kind: Any, problem: Any) -> str:
 def _short(value: Any) -> str:
     text = f"{value!r} ({type(value).__name__})" if isinstance(value, (str, bool)) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _nearest(given: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:

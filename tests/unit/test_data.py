@@ -25,6 +25,7 @@ from sr_distill.data import (
     ycbcr_to_rgb,
 )
 from sr_distill.data.color import with_luma_of
+from sr_distill.data.crops import _dihedral
 from sr_distill.data.images import list_images, open_image, read_rgb, to_rgb, to_tensor, to_uint8, write_png
 from sr_distill.errors import UserError
 from sr_distill.models.basicsr import import_basicsr
@@ -272,10 +273,6 @@ def test_processes_share_the_batch(store):
 
 def test_all_turns_and_flips_occur(store):
     batches, seen = StepBatches(store, 8, 64, seed=1), set()
-    hr = {index: store.hr[index].tobytes() for index in range(len(store.names))}
-    assert hr
-    from sr_distill.data.crops import _dihedral
-
     base = np.arange(12).reshape(2, 2, 3)
     assert len({_dihedral(base, index).tobytes() for index in range(8)}) == 8
     for step in range(4):
