@@ -13,6 +13,7 @@ from .errors import UserError
 from .features import TappedTeacher, choose_pairs
 from .models import ModelSpec, SRModel, Teacher
 from .options import LossOptions, validate
+from .options.losses import teachers_used
 from .options.schema import FeatureOptions
 from .train import DistillationTask
 
@@ -27,12 +28,14 @@ class Distiller(nn.Module):
 
     Args:
         student, teacher: any networks from RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale); the networks of this package
-            (:class:`SRModel`) among them.
+            (:class:`SRModel`) among them. Several teachers: a mapping from names to networks; terms against the teacher compare
+            with the mean of their outputs, or with one of them (``"teacher": name``).
         losses: terms as in the options of a run: ``{"type": "fitnet", "weight": 0.1}``, ...
         pairs: for terms on features: "auto", or (student's layer, teacher's layer) by module path.
         count: "auto": how many pairs, at most.
         adapter: conv1x1, conv3x3 or none.
         self_ensemble: average the teacher's output over 8 flips and turns.
+        shares: weight of each of several teachers in the mean of their outputs; None: all the same.
 
     Raises:
         UserError: an option is wrong, a layer does not exist, or the two networks have different scales.
@@ -41,25 +44,43 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | Mapping[str, nn.Module],
         losses: Sequence[Mapping[str, Any]],
         pairs: str | Sequence[tuple[str, str]] = "auto",
         count: int = 3,
         adapter: str = "conv1x1",
         self_ensemble: bool = False,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         terms = [validate(LossOptions, dict(loss), f"losses[{index}]") for index, loss in enumerate(losses)]
         named = pairs if isinstance(pairs, str) else [{"student": s, "teacher": t} for s, t in pairs]
         features = validate(FeatureOptions, {"pairs": named, "count": count, "adapter": adapter}, "Distiller")
-        wrapped, frozen = _as_model(student, "student"), Teacher(_as_model(teacher, "teacher"), self_ensemble)
-        if wrapped.spec.scale != frozen.spec.scale:
-            raise UserError(f"the student has scale {wrapped.spec.scale} and the teacher {frozen.spec.scale}.")
-        uses_features = any(term.on == "features" for term in terms)
-        self.pairs = choose_pairs(wrapped, frozen.model, features) if uses_features else []
-        self.task = DistillationTask(wrapped, terms, self.pairs, adapter)
-        # In a list, so that nn.Module does not take it for a part of this module.
-        self._teacher = [TappedTeacher(frozen, [pair.teacher.path for pair in self.pairs])]
+        wrapped = _as_model(student, "student")
+        given = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
+        teachers = {name: Teacher(_as_model(net, name), self_ensemble) for name, net in given.items()}
+        for name, frozen in teachers.items():
+            if wrapped.spec.scale != frozen.spec.scale:
+                raise UserError(f"the student has scale {wrapped.spec.scale} and the {name} {frozen.spec.scale}.")
+        _check(terms, list(teachers), shares)
+        looked_at = {name: [term for term in terms if term.looks_at(name)] for name in teachers}
+        self.pairs = {
+            name: choose_pairs(wrapped, frozen.model, features)
+            for name, frozen in teachers.items()
+            if any(term.on == "features" for term in looked_at[name])
+        }
+        self.task = DistillationTask(wrapped, terms, self.pairs, shares or dict.fromkeys(teachers, 1.0))
+        # A plain dict, so that nn.Module does not take them for parts of this module.
+        self._teachers = {
+            name: TappedTeacher(
+                frozen,
+                [pair.teacher.path for pair in self.pairs.get(name, ())],
+                any(term.on == "sr" for term in looked_at[name]),
+                any(term.replays_teacher for term in looked_at[name]),
+            )
+            for name, frozen in teachers.items()
+            if looked_at[name]
+        }
 
     @property
     def student(self) -> nn.Module:
@@ -74,11 +95,27 @@ class Distiller(nn.Module):
         Args:
             weights: of the terms in this step; None: those of ``losses``.
         """
-        return self.task(Batch(lr, hr), self._teacher[0](lr), weights)
+        return self.task(Batch(lr, hr), {name: teacher(lr) for name, teacher in self._teachers.items()}, weights)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Distiller:
-        self._teacher[0]._apply(fn)
+        for teacher in self._teachers.values():
+            teacher._apply(fn)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _check(terms: Sequence[LossOptions], teachers: list[str], shares: Mapping[str, float] | None) -> None:
+    try:
+        teachers_used(terms, teachers)
+    except ValueError as error:
+        raise UserError(f"losses: {error}.") from error
+    if any(term.source == "peers" for term in terms):
+        raise UserError(
+            "losses: against peers is for runs with peers in their options; give the other network as teacher."
+        )
+    if shares is not None and set(shares) != set(teachers):
+        raise UserError(
+            f"shares names {sorted(shares)}, but the teachers are {sorted(teachers)}: give one weight for each."
+        )
 
 
 @torch.no_grad()

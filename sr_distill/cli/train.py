@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 
 from ..console import progress_bar
 from ..data import PairStore, open_pairs
 from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import evaluate_set, metric_names, open_set
-from ..features import FeaturePair, TappedTeacher, choose_pairs
+from ..features import TappedTeacher
 from ..files import data_root
 from ..infer import upscale
 from ..models import SRModel, Teacher, build_model
 from ..options import RunOptions, load_options
-from ..train import DistillationTask, Interrupted, Trainer, open_run
+from ..train import DistillationTask, Interrupted, MutualTask, Trainer, build_task, open_run
 from ..train.loop import Validate
 from ..zoo import open_model
 from .common import run_command
@@ -52,35 +52,37 @@ def _train(options: RunOptions, resume: bool) -> int:
     accelerator = _accelerator(options)
     say = functools.partial(accelerator.print, flush=True)
     set_seed(options.seed)
-    student, teacher = _student(options), _teacher(options)
-    pairs = choose_pairs(student, teacher.model, options.features) if teacher and options.uses_features else []
-    task = DistillationTask(student, options.losses, pairs, options.features.adapter)
+    students, teachers = _students(options), _teachers(options)
+    task = build_task(options, students, {name: teacher.model for name, teacher in teachers.items()})
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
         folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
     with accelerator.main_process_first():
-        store = _open_store(options, teacher, accelerator)
-    trainer = Trainer(options, folder, task, _running_teacher(teacher, pairs, store), store, accelerator, validate)
+        store = _open_store(options, teachers, accelerator)
+    running = _running_teachers(options, teachers, task, store)
+    trainer = Trainer(options, folder, task, running, store, accelerator, validate)
     for line in said:
         say(line)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
-    say(
-        f"{options.name}: {student.spec.name} x{options.scale}, {student.num_parameters:,} parameters, "
-        f"{'distilled from ' + options.teacher.model if options.teacher else 'no teacher'}; {len(store.names)} photos; on {accelerator.device}."
-    )
-    for pair in pairs:
-        say(f"compares features of {pair}")
+    models = " and ".join(f"{m.spec.name} x{options.scale}, {m.num_parameters:,} parameters" for m in students.values())
+    sources = " and ".join(teacher.model for teacher in options.all_teachers.values())
+    origin = f"distilled from {sources}" if sources else "no teacher"
+    say(f"{options.name}: {models}, {origin}; {len(store.names)} photos; on {accelerator.device}.")
+    for student, source, pair in task.matches:
+        between = "" if len(students) + len(teachers) <= 2 else f" ({student} from {source})"
+        say(f"compares features of {pair}{between}")
     if trainer.progress.step >= options.train.total_steps:
         say(f"nothing to do: step {trainer.progress.step} of {options.train.total_steps} is done.")
         return 0
     started = time.perf_counter()
     progress = trainer.run()
-    best = f"; best in validation: {progress.best:.3f} at step {progress.best_step}" if validate else ""
-    say(
-        f"done: {progress.step} steps in {_duration(time.perf_counter() - started)}{best}. The student: {folder.student}"
-    )
+    say(f"done: {progress.step} steps in {_duration(time.perf_counter() - started)}.")
+    for name in students:
+        best = progress.best.get(name)
+        said_best = "" if best is None else f", best in validation: {best:.3f} at step {progress.best_step[name]}"
+        say(f"The {name.replace('_', ' ')}: {folder.trained(name)}{said_best}")
     return 0
 
 
@@ -91,7 +93,12 @@ def _accelerator(options: RunOptions) -> Accelerator:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     # The other processes wait while the first one stores the teacher's outputs, which can take longer than the usual 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
+    # Some weights take no part in some steps: those behind the deepest tap, and adapters that a random path does not cross.
+    partial = not any(term.on == "sr" for term in options.losses) or any(
+        term.replays_student for term in options.losses
+    )
+    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=partial)]
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=handlers)
     if options.data.batch_size % accelerator.num_processes:
         raise UserError(
             f"data.batch_size {options.data.batch_size} cannot be divided among {accelerator.num_processes} processes."
@@ -99,8 +106,9 @@ def _accelerator(options: RunOptions) -> Accelerator:
     return accelerator
 
 
-def _student(options: RunOptions) -> SRModel:
-    student = build_model(options.student, options.scale)
+def _students(options: RunOptions) -> dict[str, SRModel]:
+    students = {name: build_model(network, options.scale) for name, network in options.all_students.items()}
+    student = students["student"]
     if options.init_from is not None:
         start = open_model(options.init_from, options.scale, options.student)
         if start.spec != student.spec:
@@ -108,35 +116,44 @@ def _student(options: RunOptions) -> SRModel:
                 f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student."
             )
         student.load_state_dict(start.state_dict())
-    return student
+    return students
 
 
-def _teacher(options: RunOptions) -> Teacher | None:
-    if options.teacher is None:
-        return None
-    model = open_model(options.teacher.model, options.scale, options.teacher.architecture)
-    return Teacher(model, options.teacher.self_ensemble)
+def _teachers(options: RunOptions) -> dict[str, Teacher]:
+    return {
+        name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
+        for name, teacher in options.all_teachers.items()
+    }
 
 
-def _running_teacher(teacher: Teacher | None, pairs: list[FeaturePair], store: PairStore) -> TappedTeacher | None:
-    """The teacher as it is needed in each step: not at all where its stored outputs are all that is looked at."""
-    if teacher is None or (store.teacher is not None and not pairs):
-        return None
-    return TappedTeacher(teacher, [pair.teacher.path for pair in pairs])
+def _running_teachers(
+    options: RunOptions, teachers: dict[str, Teacher], task: DistillationTask | MutualTask, store: PairStore
+) -> dict[str, TappedTeacher]:
+    """The teachers that are needed in each step: not those whose stored outputs are all that is looked at."""
+    running = {}
+    for name, teacher in teachers.items():
+        paths = [pair.teacher.path for _, source, pair in task.matches if source == name]
+        terms = [term for term in options.losses if term.looks_at(name)]
+        if paths or name not in store.teachers:
+            need_sr = any(term.on == "sr" for term in terms)
+            running[name] = TappedTeacher(teacher, paths, need_sr, any(term.replays_teacher for term in terms))
+    return running
 
 
-def _open_store(options: RunOptions, teacher: Teacher | None, accelerator: Accelerator) -> PairStore:
+def _open_store(options: RunOptions, teachers: dict[str, Teacher], accelerator: Accelerator) -> PairStore:
     data = options.data
     accelerator.print("reading training photos ...", flush=True)
     store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
     for reason in store.skipped:
         accelerator.print(f"skipped: {reason}")
-    if teacher is not None and options.teacher is not None and options.teacher.cache:
-        run = functools.partial(upscale, teacher, device=accelerator.device)
-        bar = functools.partial(
-            progress_bar, desc="teacher's outputs", unit="image", disable=not accelerator.is_main_process
-        )
-        store.add_teacher(teacher.key, run, bar)
+    for name, teacher in teachers.items():
+        output_is_compared = any(term.on == "sr" and term.looks_at(name) for term in options.losses)
+        if options.all_teachers[name].cache and output_is_compared:
+            run = functools.partial(upscale, teacher, device=accelerator.device)
+            bar = functools.partial(
+                progress_bar, desc=f"outputs of {name}", unit="image", disable=not accelerator.is_main_process
+            )
+            store.add_teacher(name, teacher.key, run, bar)
     return store
 
 

@@ -15,7 +15,7 @@ class StepBatches(Dataset[Batch]):
 
     The crops of a step depend on the seed and the step alone, so a resumed run sees the same crops as an uninterrupted
     one, and N processes see together what one process would. Photos are drawn in proportion to their area; LR, HR and the
-    teacher's output are cut, flipped and turned alike.
+    teachers' outputs are cut, flipped and turned alike.
 
     Args:
         store: the packed pairs.
@@ -43,11 +43,12 @@ class StepBatches(Dataset[Batch]):
         places = generator.random((self._batch_size, 2))
         turns = generator.integers(0, 8, size=self._batch_size)
         drawn = list(zip(photos, places, turns))[self._mine]
-        teacher = self._store.teacher
         return Batch(
             lr=self._cut(self._store.lr, drawn, 1),
             hr=self._cut(self._store.hr, drawn, self._store.scale),
-            teacher_sr=None if teacher is None else self._cut(teacher, drawn, self._store.scale),
+            teacher_sr={
+                name: self._cut(images, drawn, self._store.scale) for name, images in self._store.teachers.items()
+            },
         )
 
     def _cut(self, images: PackedImages, drawn: list, scale: int) -> torch.Tensor:

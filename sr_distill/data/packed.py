@@ -55,7 +55,7 @@ class PackedImages:
 
 
 class PairStore:
-    """Aligned LR and HR images, and the stored outputs of a teacher if there are any."""
+    """Aligned LR and HR images, and the stored outputs of teachers if there are any."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,18 +66,23 @@ class PairStore:
         self.lr_shapes = [(height, width) for height, width in index["lr_shapes"]]
         self.lr = PackedImages(folder / "lr.bin", self.lr_shapes)
         self.hr = PackedImages(folder / "hr.bin", self._hr_shapes)
-        self.teacher: PackedImages | None = None
+        self.teachers: dict[str, PackedImages] = {}
 
     @property
     def _hr_shapes(self) -> list[tuple[int, int]]:
         return [(height * self.scale, width * self.scale) for height, width in self.lr_shapes]
 
     def add_teacher(
-        self, key: str, upscale: Callable[[Tensor], Tensor], progress: Callable[[Iterable[int]], Iterable[int]] = iter
+        self,
+        name: str,
+        key: str,
+        upscale: Callable[[Tensor], Tensor],
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     ) -> None:
-        """Store the teacher's outputs, unless they are there already.
+        """Store a teacher's outputs, unless they are there already.
 
         Args:
+            name: under which a batch has them.
             key: identifies the teacher's weights.
             upscale: uint8 LR (3, h, w) to uint8 SR (3, h*scale, w*scale).
             progress: wraps the loop over images, for a progress bar.
@@ -87,7 +92,7 @@ class PairStore:
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 for index in progress(range(len(self.names))):
                     file.write(to_pixels(upscale(to_tensor(self.lr[index]))).tobytes())
-        self.teacher = PackedImages(path, self._hr_shapes)
+        self.teachers[name] = PackedImages(path, self._hr_shapes)
 
 
 def open_pairs(

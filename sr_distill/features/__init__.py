@@ -3,12 +3,14 @@
 from .adapters import Adapter
 from .backbones import lpips_network, vgg19_features
 from .pairs import FeaturePair, choose_pairs
+from .substitution import ReplayTaps
 from .taps import TapPoint, Taps, list_taps
 from .teacher import TappedTeacher
 
 __all__ = [
     "Adapter",
     "FeaturePair",
+    "ReplayTaps",
     "TapPoint",
     "TappedTeacher",
     "Taps",

@@ -15,22 +15,21 @@ class Adapter(nn.Module):
     Trained with the student and thrown away with the run: it is in checkpoints, not in the student's file.
 
     Args:
-        pair: the two layers.
-        kind: conv1x1, conv3x3, or none, which needs equal channels.
+        pair: the two layers and the kind: conv1x1, conv3x3, or none, which needs equal channels.
 
     Raises:
         UserError: ``none`` with different channels.
     """
 
-    def __init__(self, pair: FeaturePair, kind: str) -> None:
+    def __init__(self, pair: FeaturePair) -> None:
         super().__init__()
         channels = pair.student.channels, pair.teacher.channels
-        if kind == "none":
+        if pair.adapter == "none":
             if channels[0] != channels[1]:
                 raise UserError(f"features.adapter none needs equal channels, but the pair is {pair}: choose conv1x1.")
             self.conv: nn.Module = nn.Identity()
         else:
-            side = {"conv1x1": 1, "conv3x3": 3}[kind]
+            side = {"conv1x1": 1, "conv3x3": 3}[pair.adapter]
             self.conv = nn.Conv2d(*channels, side, padding=side // 2)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -15,10 +15,16 @@ _ACTIVATIONS = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardsw
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """Two layers whose maps are compared."""
+    """Two layers whose maps are compared, and the kind of adapter between them (conv1x1, conv3x3 or none)."""
 
     student: TapPoint
     teacher: TapPoint
+    adapter: str = "conv1x1"
+
+    @property
+    def reversed(self) -> FeaturePair:
+        """The pair with the two sides exchanged."""
+        return FeaturePair(self.teacher, self.student, self.adapter)
 
     def __str__(self) -> str:
         student, teacher = self.student, self.teacher
@@ -37,9 +43,11 @@ def choose_pairs(student: SRModel, teacher: SRModel, options: FeatureOptions) ->
             block_chain(taps, model.spec.name) for taps, model in ((student_taps, student), (teacher_taps, teacher))
         ]
         count = min(options.count, *(len(chain) for chain in chains))
-        return [FeaturePair(*pair) for pair in zip(*(_evenly(chain, count) for chain in chains))]
+        return [FeaturePair(*pair, options.adapter) for pair in zip(*(_evenly(chain, count) for chain in chains))]
     return [
-        FeaturePair(_find(student_taps, pair.student, student), _find(teacher_taps, pair.teacher, teacher))
+        FeaturePair(
+            _find(student_taps, pair.student, student), _find(teacher_taps, pair.teacher, teacher), options.adapter
+        )
         for pair in options.pairs
     ]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..contracts import Prediction
 from ..errors import UserError
 from ..models import SRModel
 
@@ -58,28 +60,30 @@ class Taps:
         self.paths = tuple(dict.fromkeys(paths))
         self._modules = {path: modules[path] for path in self.paths}
 
-    def run(self, lr: Tensor, need_sr: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Run the network on RGB (B, 3, H, W); return its output and the maps (B, C, h, w) by path.
+    def run(self, lr: Tensor, need_sr: bool = True) -> Prediction:
+        """Run the network on RGB (B, 3, H, W): its output, and the maps (B, C, h, w) by path in the order in which they came.
 
         Token sequences (B, H W, C) become maps. Maps are copies, so that a later in-place layer does not change them, in the
         dtype of ``lr`` also where the network is autocast.
 
         Args:
-            need_sr: False: stop as soon as every tap has fired, and return None as the output.
+            need_sr: False: stop as soon as every tap has fired, and give None as the output.
 
         Raises:
-            UserError: a layer gave nothing, or something that is not a feature map.
+            UserError: a layer did not run, ran more than once, or gave something that is not a feature map.
         """
         found: dict[str, Tensor] = {}
         stop_at = None if need_sr else len(self.paths)
 
         def keep(path: str, output: object, size: tuple[int, int]) -> None:
+            if path in found:
+                raise UserError(f"{self.model.spec.name}: the layer {path} runs more than once; tap another.")
             value = as_map(output, size, f"{self.model.spec.name}: {path}")
             found[path] = _visible(value, size, tuple(lr.shape[-2:])).to(lr.dtype, copy=True)
             if len(found) == stop_at:
                 raise _Enough
 
-        with _watching(self.model, self._modules, keep):
+        with watching(self.model, self._modules, keep):
             try:
                 sr = self.model(lr)
             except _Enough:
@@ -87,7 +91,7 @@ class Taps:
         silent = [path for path in self.paths if path not in found]
         if silent:
             raise UserError(f"{self.model.spec.name}: the layers {', '.join(silent)} did not run; tap others.")
-        return sr, found
+        return Prediction(sr, found)
 
 
 def no_such_layer(model: SRModel, path: str, known: Iterable[str], what: str = "") -> UserError:
@@ -100,7 +104,7 @@ def no_such_layer(model: SRModel, path: str, known: Iterable[str], what: str = "
 
 
 @contextlib.contextmanager
-def _watching(
+def watching(
     model: SRModel, modules: Mapping[str, nn.Module], look: Callable[[str, object, tuple[int, int]], None]
 ) -> Iterator[None]:
     """While this lasts, call ``look(path, output, size of the network's input)`` whenever one of the modules has run."""
@@ -142,11 +146,16 @@ def _visible(value: Tensor, size: tuple[int, int], lr_size: tuple[int, int]) -> 
 
 @torch.no_grad()
 def list_taps(model: SRModel) -> list[TapPoint]:
-    """Every layer whose output is a feature map, in the order in which they run; found by a dry run on two small images."""
+    """Every layer whose output is a feature map, in the order in which they run; found by a dry run on two small images.
+
+    Layers that run more than once in a pass, as shared activations do, are left out.
+    """
     points: dict[str, TapPoint] = {}
+    runs: Counter[str] = Counter()
     modules = {path: module for path, module in model.net.named_modules() if path}
 
     def look(path: str, output: object, size: tuple[int, int]) -> None:
+        runs[path] += 1
         with contextlib.suppress(UserError):
             shape = _visible(as_map(output, size, path), size, (_PROBE, _PROBE)).shape
             if shape[0] == 2:  # the windows of a transformer lie in the batch: they are no maps
@@ -154,8 +163,8 @@ def list_taps(model: SRModel) -> list[TapPoint]:
 
     was_training, device = model.training, next(model.parameters()).device
     try:
-        with _watching(model, modules, look):
+        with watching(model, modules, look):
             model.eval()(torch.zeros(2, 3, _PROBE, _PROBE, device=device))
     finally:
         model.train(was_training)
-    return list(points.values())
+    return [point for path, point in points.items() if runs[path] == 1]

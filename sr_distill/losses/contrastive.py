@@ -7,7 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..data.bicubic import imresize
+from ..features import vgg19_features
+from ..options import losses as options
+from .common import evenly_spread
 from .perceptual import layer_index, vgg_maps
+from .scene import Scene, SceneLoss
 
 CSD_LAYERS: Mapping[str, float] = {
     "relu1_1": 1 / 32,
@@ -47,3 +52,25 @@ def contrastive(sr: Tensor, teacher_sr: Tensor, negatives: Tensor, layers: Mappi
         far = (others[index].unsqueeze(1) - student[index]).abs().sum(0).mean()
         total = total + factor * near / (far + 1e-7)
     return total
+
+
+class ContrastiveLoss(SceneLoss):
+    """:func:`contrastive` as a term: the output against the teacher's; negatives are LR images of the batch, upscaled by bicubic.
+
+    Attributes:
+        vgg_layers: indices of the layers of VGG19 that it looks at.
+    """
+
+    adapted = False
+
+    def __init__(self, options: options.Contrastive) -> None:
+        super().__init__()
+        self.layers, self.negatives = options.layers or CSD_LAYERS, options.negatives
+        self.vgg_layers = {layer_index(name) for name in self.layers}
+        vgg19_features()  # missing weights are an error now, not at the first step
+
+    def forward(self, scene: Scene) -> Tensor:
+        """A scalar."""
+        sr, (teacher_sr,) = scene.student.sr, scene.targets
+        lr = evenly_spread(scene.lr, self.negatives)
+        return contrastive(sr, teacher_sr, imresize(lr, sr.shape[-1] // lr.shape[-1]), self.layers)

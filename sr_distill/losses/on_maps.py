@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..options import losses as options
 from .activation import activation_boundary, attention_transfer, fitnet, frequency
 from .common import evenly_spread
-from .distribution import channel_wise, logits, soft_target
+from .distribution import channel_wise, hard_soft, logits, mutual, soft_target
+from .pixel import l1
 from .relation import pkt, rkd, similarity, spatial_affinity
+from .scene import Scene, SceneLoss
 
 
 class MapLoss(nn.Module):
@@ -72,6 +75,27 @@ def build_soft_target(o: options.SoftTarget) -> MapLoss:
     return MapLoss(lambda s, t: channel_wise(s, t, o.temperature))
 
 
+def build_mutual(o: options.Mutual) -> MapLoss:
+    """:func:`mutual` on adapted maps: as :func:`soft_target` at temperature 1."""
+    if o.over == "channels":
+        return MapLoss(mutual)
+    return MapLoss(lambda s, t: mutual(s.flatten(2), t.flatten(2), dim=2))
+
+
+class HardSoftLoss(SceneLoss):
+    """:func:`hard_soft`: the channels of adapted maps in the place of classes, and L1 of the output to HR as the task's loss."""
+
+    def __init__(self, options: options.HardSoft) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, scene: Scene) -> Tensor:
+        """A scalar, the mean over the pairs."""
+        o, task_loss = self.options, l1(scene.student.sr, scene.hr)
+        values = [hard_soft(task_loss, m.adapted, m.teacher, o.alpha, o.temperature, o.kind) for m in scene.maps]
+        return torch.stack(values).mean()
+
+
 def build_channel_wise(o: options.ChannelWise) -> MapLoss:
     """:func:`channel_wise` on adapted maps."""
     return MapLoss(lambda s, t: channel_wise(s, t, o.temperature))
@@ -108,13 +132,15 @@ def _between_samples(o: options.RelationTerm, function: Callable[[Tensor, Tensor
     return MapLoss(loss, adapted=False)
 
 
-BUILDERS: dict[str, Callable[[Any], MapLoss]] = {
+BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
     "activation_boundary": build_activation_boundary,
     "attention_transfer": build_attention_transfer,
     "channel_wise": build_channel_wise,
     "fitnet": build_fitnet,
     "frequency": build_frequency,
+    "hard_soft": HardSoftLoss,
     "logits": build_logits,
+    "mutual": build_mutual,
     "pkt": build_pkt,
     "rkd": build_rkd,
     "similarity": build_similarity,

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from .architectures import ArchitectureOptions
 from .base import Options
-from .losses import LossOptions
+from .losses import LossOptions, teachers_used
 
 Scale = Literal[2, 3, 4]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -63,6 +63,16 @@ class FeatureOptions(Options):
         if value == []:
             raise ValueError("give at least one pair, or auto")
         return value
+
+
+class NamedTeacherOptions(TeacherOptions):
+    """One of several teachers."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="Name, for terms that look at this teacher alone.")
+    weight: float = Field(1.0, gt=0, description="Share in the weighted mean of the teachers' outputs.")
+    features: FeatureOptions | None = Field(
+        None, description="Which of its feature maps are compared; None: as features of the run says."
+    )
 
 
 class SourceOptions(Options):
@@ -184,7 +194,13 @@ class RunOptions(Options):
     init_from: str | None = Field(
         None, description="A .safetensors of the same network to start from; None: random weights."
     )
+    peers: list[ArchitectureOptions] = Field(
+        [],
+        description="Mutual learning: further students, trained along with student; terms against: peers compare each with the "
+        "others. Each ends as its own file.",
+    )
     teacher: TeacherOptions | None = Field(None, description="The network to distil from; None: plain training.")
+    teachers: list[NamedTeacherOptions] = Field([], description="Several networks to distil from, instead of teacher.")
     data: DataOptions = Field(description="What to train on.")
     losses: list[LossOptions] = Field(min_length=1, description="The objective: a weighted sum of terms.")
     features: FeatureOptions = Field(FeatureOptions(), description="Feature maps for the terms on features.")
@@ -203,30 +219,71 @@ class RunOptions(Options):
         return value
 
     @property
-    def needs_teacher(self) -> bool:
-        """True where a term of the objective looks at the teacher."""
-        return any(term.needs_teacher for term in self.losses)
+    def all_teachers(self) -> dict[str, TeacherOptions]:
+        """The teachers by name; a single one is called "teacher"."""
+        if self.teacher is not None:
+            return {"teacher": self.teacher}
+        return {teacher.name: teacher for teacher in self.teachers}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weight of each teacher in the mean of their outputs."""
+        return {name: getattr(teacher, "weight", 1.0) for name, teacher in self.all_teachers.items()}
+
+    @property
+    def all_students(self) -> dict[str, ArchitectureOptions]:
+        """The networks to train by name: "student", and its peers "peer_1", "peer_2", ..."""
+        return {"student": self.student, **{f"peer_{n}": peer for n, peer in enumerate(self.peers, start=1)}}
 
     @property
     def uses_features(self) -> bool:
         """True where a term of the objective looks at feature maps."""
         return any(term.on == "features" for term in self.losses)
 
+    def features_of(self, teacher: str) -> FeatureOptions:
+        """Which feature maps are compared with those of this teacher."""
+        return getattr(self.all_teachers.get(teacher), "features", None) or self.features
+
     @model_validator(mode="after")
     def _consistent(self) -> RunOptions:
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError("a loss compares with the teacher, but there is no teacher: add teacher.model")
         if self.uses_features and self.train.compile:
             raise ValueError(
                 "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
-            )
-        if self.teacher is not None and not self.needs_teacher:
-            raise ValueError(
-                "there is a teacher, but no loss uses it: add a loss with 'against: teacher', or remove the teacher"
             )
         if all(term.weight == 0 for term in self.losses):
             raise ValueError("every loss has weight 0: nothing would be learned")
         repeated = [label for label, count in Counter(term.label for term in self.losses).items() if count > 1]
         if repeated:
             raise ValueError(f"several losses are called {', '.join(repeated)}: give each a 'name' of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_and_terms(self) -> RunOptions:
+        if self.teacher is not None and self.teachers:
+            raise ValueError("teacher and teachers are both there: put them all into teachers")
+        repeated = [name for name, count in Counter(t.name for t in self.teachers).items() if count > 1]
+        if repeated:
+            raise ValueError(f"several teachers are called {', '.join(repeated)}: give each a name of its own")
+        names = list(self.all_teachers)
+        used = teachers_used(self.losses, names)
+        unused = [name for name in names if name not in used]
+        if unused and not used:
+            raise ValueError(
+                "there is a teacher, but no loss uses it: add a loss with 'against: teacher', or remove the teacher"
+            )
+        if unused:
+            raise ValueError(f"no loss uses the teacher {', '.join(unused)}: add one, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_and_terms(self) -> RunOptions:
+        among_peers = [term for term in self.losses if term.source == "peers"]
+        if among_peers and not self.peers:
+            raise ValueError("a loss compares with the peers, but there are none: add peers, a list of networks")
+        if self.peers and not among_peers:
+            raise ValueError("there are peers, but no loss compares with them: add a loss with 'against: peers'")
+        if any(term.on == "features" for term in among_peers) and self.features.pairs != "auto":
+            raise ValueError(
+                "features.pairs must be auto where peers compare their features: each two have their own pairs"
+            )
         return self

@@ -1,7 +1,17 @@
 """Training: the task, the loop, and what they leave on disk."""
 
+from .build import build_task
 from .loop import Interrupted, Progress, Trainer
 from .run_folder import RunFolder, open_run
-from .task import DistillationTask
+from .task import DistillationTask, MutualTask
 
-__all__ = ["DistillationTask", "Interrupted", "Progress", "RunFolder", "Trainer", "open_run"]
+__all__ = [
+    "DistillationTask",
+    "Interrupted",
+    "MutualTask",
+    "Progress",
+    "RunFolder",
+    "Trainer",
+    "build_task",
+    "open_run",
+]

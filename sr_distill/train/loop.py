@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .log import MetricsLog
 from .run_folder import RunFolder
 from .schedule import learning_rate_at, weight_at
 from .stop import StopRequest
-from .task import DistillationTask, term_vector
+from .task import DistillationTask, MutualTask, term_vector
 
 Validate = Callable[[SRModel], dict[str, float]]
 """Measures a student; the first value is the one that decides which student is best (higher is better)."""
@@ -41,18 +41,18 @@ class Progress:
     """What changes while a run goes on, besides weights."""
 
     step: int = 0
-    best: float = float("-inf")
-    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:
-    """Trains a student on stored pairs, with or without a teacher.
+    """Trains a student, or several that learn from each other, on stored pairs, with or without teachers.
 
     Args:
         options: the options of the run.
         folder: where its files go.
-        task: the student, with its starting weights, and the objective.
-        teacher: the frozen teacher; None for plain training, or where its stored outputs are all that is looked at.
+        task: the students, with their starting weights, and the objective.
+        teachers: the frozen teachers by name, without those whose stored outputs are all that is looked at.
         store: the training pairs.
         accelerator: devices and processes; created once by the caller.
         validate: measures a student, or None.
@@ -62,25 +62,30 @@ class Trainer:
         self,
         options: RunOptions,
         folder: RunFolder,
-        task: DistillationTask,
-        teacher: TappedTeacher | None,
+        task: DistillationTask | MutualTask,
+        teachers: Mapping[str, TappedTeacher],
         store: PairStore,
         accelerator: Accelerator,
         validate: Validate | None = None,
     ) -> None:
         self.options, self.folder, self.accelerator, self.validate = options, folder, accelerator, validate
         self._layout = torch.channels_last if options.train.channels_last else torch.contiguous_format
-        self.student = task.student.to(accelerator.device, memory_format=self._layout)
-        self.ema = EMA(self.student, options.train.ema)
-        self.student.autocast = torch.bfloat16 if options.train.precision == "bf16" else None
-        self.teacher = teacher
-        if teacher is not None:
+        autocast = torch.bfloat16 if options.train.precision == "bf16" else None
+        self.students = task.students
+        for student in self.students.values():
+            student.to(accelerator.device, memory_format=self._layout)
+        self.averages = {name: EMA(student, options.train.ema) for name, student in self.students.items()}
+        for student in self.students.values():
+            student.autocast = autocast
+            if options.train.compile:
+                student.net.compile()
+        self.teachers = teachers
+        for teacher in teachers.values():
             teacher.to(accelerator.device, memory_format=self._layout)
-            teacher.teacher.model.autocast = self.student.autocast
-        self._adapters = task.adapters
+            teacher.teacher.model.autocast = autocast
+        self._helpers = task.helpers
         optimizer = _make_optimizer(options, task)
-        if options.train.compile:
-            self.student.net.compile()
+        self._labels = ["total", *task.labels]
         self.task, self.optimizer = accelerator.prepare(task, optimizer)
         self.batches = StepBatches(
             store,
@@ -91,7 +96,6 @@ class Trainer:
             accelerator.num_processes,
         )
         self.progress = Progress()
-        self._labels = ["total", *(term.label for term in options.losses)]
         self._pending: list[Tensor] = []
         self._last_log = 0.0
         self._last_weights: list[float] = []
@@ -106,9 +110,10 @@ class Trainer:
         """
         state = load_checkpoint(checkpoint)
         try:
-            self.student.load_state_dict(state["student"])
-            self._adapters.load_state_dict(state["adapters"])
-            self.ema.load_state_dict(state["ema"])
+            for name, student in self.students.items():
+                student.load_state_dict(state["students"][name])
+                self.averages[name].load_state_dict(state["averages"][name])
+            self._helpers.load_state_dict(state["helpers"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
             torch.set_rng_state(state["rng"])
@@ -131,7 +136,7 @@ class Trainer:
         )
         self.task.train()
         if self.progress.step == 0:
-            self._save_student(self.folder.initial)
+            self._save_students(self.folder.initial)
         try:
             with self._stop.listening():
                 self._last_log = time.perf_counter()
@@ -156,19 +161,19 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.teacher is None:
-            target = Prediction(batch.teacher_sr)
-        else:
-            target = self.teacher(batch.lr, stored_sr=batch.teacher_sr)
+        targets = {name: Prediction(stored) for name, stored in batch.teacher_sr.items()}
+        for name, teacher in self.teachers.items():
+            targets[name] = teacher(batch.lr, stored_sr=batch.teacher_sr.get(name))
         total_steps = self.options.train.total_steps
         self._last_weights = [weight_at(self.progress.step, term, total_steps) for term in self.options.losses]
-        total, terms = self.task(batch, target, self._last_weights)
+        total, terms = self.task(batch, targets, self._last_weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if self.options.optimizer.clip_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.task.parameters(), self.options.optimizer.clip_grad_norm)
         self.optimizer.step()
-        self.ema.update(self.student)
+        for name, student in self.students.items():
+            self.averages[name].update(student)
         return term_vector(total, terms)
 
     def _after_step(self, log: MetricsLog | None, bar: tqdm) -> None:
@@ -184,7 +189,7 @@ class Trainer:
         if save_now:
             self._save()
             if validation is None:
-                self._save_student(self.folder.student)
+                self._save_students(self.folder.trained)
         if stop and not last:
             raise Interrupted(
                 f"stopped after step {step}; the state is in {self._last_good}. Go on with the same command and --resume."
@@ -226,27 +231,29 @@ class Trainer:
         )
 
     def _validate(self, log: MetricsLog | None, bar: tqdm) -> None:
-        """Measure the averaged weights; keep them if they are the best so far."""
+        """Measure the averaged weights of each student; keep them if they are its best so far."""
         if self.accelerator.is_main_process and self.validate is not None:
-            started = time.perf_counter()
-            scores = self.validate(self.ema.module)
-            bar.write(
-                f"step {self.progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            )
+            started, logged, progress = time.perf_counter(), {}, self.progress
+            for name, average in self.averages.items():
+                scores = self.validate(average.module)
+                score = next(iter(scores.values()))
+                prefix = "" if name == "student" else f"{name}_"
+                logged |= {f"{prefix}{metric}": value for metric, value in scores.items()}
+                if score > progress.best.get(name, float("-inf")):
+                    progress.best[name], progress.best_step[name] = score, progress.step
+                    self._save_student(name, self.folder.trained(name), scores)
+            bar.write(f"step {progress.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in logged.items()))
             if log is not None:
-                log.write(self.progress.step, "validation", scores)
-            if next(iter(scores.values())) > self.progress.best:
-                self.progress.best, self.progress.best_step = next(iter(scores.values())), self.progress.step
-                self._save_student(self.folder.student, scores)
+                log.write(progress.step, "validation", logged)
             self._last_log += time.perf_counter() - started
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             state = {
-                "student": self.student.state_dict(),
-                "adapters": self._adapters.state_dict(),
-                "ema": self.ema.state_dict(),
+                "students": {name: student.state_dict() for name, student in self.students.items()},
+                "averages": {name: average.state_dict() for name, average in self.averages.items()},
+                "helpers": self._helpers.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": vars(self.progress),
                 "rng": torch.get_rng_state(),
@@ -257,15 +264,19 @@ class Trainer:
             self._last_good = path
         self.accelerator.wait_for_everyone()
 
-    def _save_student(self, path: Path, scores: dict[str, float] | None = None) -> None:
+    def _save_students(self, path_of: Callable[[str], Path]) -> None:
+        for name in self.students:
+            self._save_student(name, path_of(name))
+
+    def _save_student(self, name: str, path: Path, scores: dict[str, float] | None = None) -> None:
         if self.accelerator.is_main_process:
             notes = {
                 "run": self.options.name,
                 "step": str(self.progress.step),
-                "teacher": self.options.teacher.model if self.options.teacher else "",
-                **{name: f"{value:.4f}" for name, value in (scores or {}).items()},
+                "teacher": ", ".join(teacher.model for teacher in self.options.all_teachers.values()),
+                **{metric: f"{value:.4f}" for metric, value in (scores or {}).items()},
             }
-            save_model(self.ema.module, path, notes)
+            save_model(self.averages[name].module, path, notes)
 
     def _asked_to_stop(self) -> bool:
         """Whether to stop now. Several processes agree at the steps that log, so that none waits for another for ever."""
@@ -277,7 +288,7 @@ class Trainer:
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
 
-def _make_optimizer(options: RunOptions, task: DistillationTask) -> torch.optim.Optimizer:
+def _make_optimizer(options: RunOptions, task: DistillationTask | MutualTask) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer.type]
     return kind(
         [parameter for parameter in task.parameters() if parameter.requires_grad],

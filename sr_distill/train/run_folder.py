@@ -22,7 +22,7 @@ _HARMLESS = (
     "data.workers",
 )
 # Options without which the saved state does not fit.
-_FIXED = ("scale", "student")
+_FIXED = ("scale", "student", "peers")
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,13 @@ class RunFolder:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
-    @property
-    def initial(self) -> Path:
-        """The student before the first step."""
-        return self.path / "initial.safetensors"
+    def initial(self, name: str = "student") -> Path:
+        """The student of this name before the first step."""
+        return self.path / ("initial.safetensors" if name == "student" else f"initial_{name}.safetensors")
 
-    @property
-    def student(self) -> Path:
-        """The trained model."""
-        return self.path / "student.safetensors"
+    def trained(self, name: str = "student") -> Path:
+        """The trained student of this name."""
+        return self.path / f"{name}.safetensors"
 
 
 def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None, list[str]]:

@@ -240,7 +240,7 @@ def test_a_damaged_cache_is_named(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     store = open_pairs([_photos(tmp_path)], 4, 8, tmp_path / "cache", "stop")
-    store.add_teacher("x", lambda lr: torch.repeat_interleave(torch.repeat_interleave(lr, 4, 1), 4, 2))
+    store.add_teacher("teacher", "x", lambda lr: torch.repeat_interleave(torch.repeat_interleave(lr, 4, 1), 4, 2))
     return store
 
 
@@ -250,9 +250,9 @@ def test_crops_are_aligned(store):
     for step in range(4):
         batch = batches[step]
         assert batch.lr.shape == (16, 3, 8, 8)
-        assert batch.hr.shape == batch.teacher_sr.shape == (16, 3, 32, 32)
+        assert batch.hr.shape == batch.teacher_sr["teacher"].shape == (16, 3, 32, 32)
         repeated = batch.lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
-        torch.testing.assert_close(batch.teacher_sr, repeated)
+        torch.testing.assert_close(batch.teacher_sr["teacher"], repeated)
         inside = (slice(None), slice(None), slice(3, 5), slice(3, 5))  # where the crop's border plays no part
         made = imresize(batch.hr.double(), 1 / 4)
         assert (made - batch.lr).abs()[inside].max() <= 1
@@ -295,7 +295,7 @@ def test_batch_to_float():
     )
     assert batch.lr.item() == 1.0
     assert batch.hr.dtype == torch.float32
-    assert batch.teacher_sr is None
+    assert batch.teacher_sr == {}
 
 
 def test_index_says_what_was_skipped(tmp_path):

@@ -25,7 +25,7 @@ def test_every_listed_layer_can_be_tapped_and_gives_what_was_promised(name):
     points = list_taps(model)
     assert points
     lr = torch.rand(2, 3, 32, 32)
-    _, maps = Taps(model, [point.path for point in points]).run(lr)
+    maps = Taps(model, [point.path for point in points]).run(lr).features
     for point in points:
         height = round(32 * point.stride)
         assert maps[point.path].shape == (2, point.channels, height, height), point
@@ -37,7 +37,7 @@ def test_tapping_changes_nothing(name):
     lr = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         expected = model(lr)
-        sr, _ = Taps(model, [point.path for point in list_taps(model)][:4]).run(lr)
+        sr = Taps(model, [point.path for point in list_taps(model)][:4]).run(lr).sr
         assert torch.equal(sr, expected)
         assert torch.equal(model(lr), expected)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -93,9 +93,9 @@ class _PadsInside(nn.Module):
 def test_padding_is_cut_off_the_maps():
     lr = torch.rand(2, 3, 20, 33)
     inside = SRModel(_PadsInside(), ModelSpec(name="t", scale=1))
-    assert torch.equal(Taps(inside, ["body"]).run(lr)[1]["body"], lr)
+    assert torch.equal(Taps(inside, ["body"]).run(lr).features["body"], lr)
     outside = SRModel(_PadsInside(), ModelSpec(name="t", scale=1, size_multiple=8))
-    assert torch.equal(Taps(outside, ["body"]).run(lr)[1]["body"], lr)
+    assert torch.equal(Taps(outside, ["body"]).run(lr).features["body"], lr)
 
 
 def test_a_wrong_path_names_the_nearest():
@@ -125,7 +125,7 @@ def test_a_later_in_place_layer_does_not_change_what_was_read():
     model = SRModel(_InPlace(), ModelSpec(name="t", scale=1))
     lr = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
-        _, maps = Taps(model, ["conv"]).run(lr)
+        maps = Taps(model, ["conv"]).run(lr).features
         torch.testing.assert_close(maps["conv"], model.net.conv(lr))
     assert maps["conv"].min() < 0
 
@@ -154,21 +154,22 @@ def test_a_teacher_with_its_output_at_hand_runs_no_deeper_than_the_deepest_tap()
     torch.testing.assert_close(deep.sr, teacher.teacher(lr))
 
 
-def _pair(student_channels, teacher_channels):
-    return FeaturePair(TapPoint("a", student_channels, 1, "Conv2d"), TapPoint("b", teacher_channels, 1, "Conv2d"))
+def _pair(student_channels, teacher_channels, adapter):
+    student, teacher = TapPoint("a", student_channels, 1, "Conv2d"), TapPoint("b", teacher_channels, 1, "Conv2d")
+    return FeaturePair(student, teacher, adapter)
 
 
 @pytest.mark.parametrize("kind", ["conv1x1", "conv3x3"])
 def test_adapters_bring_channels_and_size(kind):
-    adapter = Adapter(_pair(4, 7), kind)
+    adapter = Adapter(_pair(4, 7, kind))
     assert adapter(torch.rand(2, 4, 8, 6), torch.rand(2, 7, 16, 12)).shape == (2, 7, 16, 12)
     assert {p.shape[-1] for p in adapter.parameters() if p.ndim == 4} == {1 if kind == "conv1x1" else 3}
 
 
 def test_no_adapter_needs_equal_channels():
-    assert Adapter(_pair(4, 4), "none")(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 4, 4)).shape == (1, 4, 4, 4)
+    assert Adapter(_pair(4, 4, "none"))(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 4, 4)).shape == (1, 4, 4, 4)
     with pytest.raises(UserError, match=r"a \(4 channels\) - b \(7 channels\): choose conv1x1"):
-        Adapter(_pair(4, 7), "none")
+        Adapter(_pair(4, 7, "none"))
 
 
 def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapters():
@@ -178,13 +179,13 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
     )
     pairs = choose_pairs(student, model, FeatureOptions(count=2))
     terms = [validate(LossOptions, {"type": name}, "t") for name in ("fitnet", "attention_transfer")]
-    task = DistillationTask(student, terms, pairs)
+    task = DistillationTask(student, terms, {"teacher": pairs})
     lr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
     teacher = TappedTeacher(Teacher(model), [pair.teacher.path for pair in pairs])(lr)
-    total, values = task(Batch(lr, hr), teacher)
-    _, maps = Taps(student, [pair.student.path for pair in pairs]).run(lr)
+    total, values = task(Batch(lr, hr), {"teacher": teacher})
+    maps = Taps(student, [pair.student.path for pair in pairs]).run(lr).features
     by_hand = [
-        nn.functional.mse_loss(task.adapters[i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path])
+        nn.functional.mse_loss(task.adapters["from_teacher"][i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path])
         for i, pair in enumerate(pairs)
     ]
     torch.testing.assert_close(values["fitnet_features"], torch.stack(by_hand).mean().detach())
@@ -197,7 +198,7 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
 def test_no_adapter_is_made_that_no_loss_uses():
     student = build_model(small("mobile_sr"), 2)
     pairs = choose_pairs(student, build_model(small("edsr"), 2), FeatureOptions())
-    task = DistillationTask(student, [validate(LossOptions, {"type": "spatial_affinity"}, "t")], pairs)
+    task = DistillationTask(student, [validate(LossOptions, {"type": "spatial_affinity"}, "t")], {"teacher": pairs})
     assert len(task.adapters) == 0
 
 

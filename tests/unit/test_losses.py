@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from sr_distill.contracts import Batch, Prediction
 from sr_distill.data import luma
 from sr_distill.errors import UserError
 from sr_distill.features import backbones
-from sr_distill.losses import LOSSES, charbonnier, l1, lpips, perceptual
+from sr_distill.losses import LOSSES, MatchedMaps, Scene, build_term, charbonnier, l1, lpips, perceptual
 from sr_distill.losses.perceptual import VGG19_LAYERS
 from sr_distill.models import build_model
 from sr_distill.options import LossOptions, validate
@@ -110,13 +111,21 @@ def test_lpips_equals_the_authors_package_and_converts_the_range_once(random_bac
 
 
 def _loss(name):
-    return LOSSES[name](validate(LossOptions, {"type": name}, "test"))
+    """A term as a function of two images; one on features takes them for maps."""
+    term = build_term(validate(LossOptions, {"type": name}, "test"))
+    lr = torch.rand(2, 3, 32, 32)
+
+    def loss(sr, hr):
+        maps = MatchedMaps(None, sr, hr, lambda student, teacher: student, Prediction(None))
+        return term(Scene(lr, hr, Prediction(sr), (hr,), (maps,)))
+
+    return loss
 
 
 ON_SR = [name for name in LOSSES if validate(LossOptions, {"type": name}, "test").on == "sr"]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "fcfd"])  # which needs networks
 def test_identical_images_cost_nothing_and_gradients_are_finite(random_backbones, name):
     loss = _loss(name)
     image = torch.rand(4, 3, 64, 64)
@@ -127,7 +136,7 @@ def test_identical_images_cost_nothing_and_gradients_are_finite(random_backbones
         assert _gradient(loss(sr, image), sr).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ON_SR)
+@pytest.mark.parametrize("name", [name for name in ON_SR if name != "contrastive"])  # a ratio of means over the batch
 def test_a_batch_costs_the_mean_of_its_images(random_backbones, name):
     loss = _loss(name)
     sr, hr = torch.rand(3, 3, 64, 72), torch.rand(3, 3, 64, 72)
@@ -137,10 +146,9 @@ def test_a_batch_costs_the_mean_of_its_images(random_backbones, name):
 
 @pytest.mark.parametrize("name", ON_SR)
 def test_the_target_gets_no_gradient_and_the_loss_no_trainable_weights(random_backbones, name):
-    loss = _loss(name)
     sr, hr = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
-    assert loss(sr, hr).requires_grad
-    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    assert _loss(name)(sr, hr).requires_grad
+    assert not list(build_term(validate(LossOptions, {"type": name}, "test")).parameters())
 
 
 def test_an_unknown_layer_is_named_with_its_nearest(random_backbones):
@@ -179,8 +187,6 @@ def test_a_luma_student_is_compared_in_luma_alone():
     student = build_model(small("fsrcnn", color="y"), 2)
     task = DistillationTask(student, [validate(LossOptions, {"type": "l1"}, "test")])
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
-    from sr_distill.contracts import Batch
-
     total, terms = task(Batch(lr, hr))
     with torch.no_grad():
         expected = (luma(student(lr)) - luma(hr)).abs().mean() * 255 / 219
@@ -192,8 +198,6 @@ def test_a_luma_student_is_compared_in_luma_alone():
 
 
 def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
-    from sr_distill.contracts import Batch, Prediction
-
     trees = [
         {"type": "l1", "weight": 0.3},
         {"type": "l1", "against": "teacher", "weight": 2.0},
@@ -202,7 +206,7 @@ def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
     student = build_model(small("mobile_sr"), 2)
     task = DistillationTask(student, [validate(LossOptions, tree, "test") for tree in trees])
     lr, hr, teacher = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
-    total, terms = task(Batch(lr, hr), Prediction(teacher))
+    total, terms = task(Batch(lr, hr), {"teacher": Prediction(teacher)})
     sr = student(lr)
     assert list(terms) == ["l1_sr_hr", "l1_sr_teacher", "smooth"]
     torch.testing.assert_close(terms["l1_sr_hr"], F.l1_loss(sr, hr).detach())

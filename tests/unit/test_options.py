@@ -213,5 +213,5 @@ def test_loss_options_round_trip(name):
     options = validate(LossOptions, {"type": name, "weight": 0.25}, "test")
     assert isinstance(options, BaseModel)
     assert validate(LossOptions, options.model_dump(mode="json"), "test") == options
-    assert options.label == (f"{name}_features" if options.on == "features" else f"{name}_sr_hr")
-    assert options.needs_teacher == (options.on == "features")
+    assert options.label == (f"{name}_features" if options.on == "features" else f"{name}_sr_{options.source}")
+    assert options.looks_at("teacher") == (options.on == "features" or name == "contrastive")
