@@ -215,3 +215,15 @@ def test_loss_options_round_trip(name):
     assert validate(LossOptions, options.model_dump(mode="json"), "test") == options
     assert options.label == (f"{name}_features" if options.on == "features" else f"{name}_sr_{options.source}")
     assert options.looks_at("teacher") == (options.on == "features" or name == "contrastive")
+
+
+def test_words_that_yaml_1_1_takes_for_booleans_are_words(tmp_path):
+    """``on`` is a key of every loss: it must not have to be quoted, in a file or in an override."""
+    text = (ROOT / "options/photos/plain/mobile_sr_x4.yml").read_text()
+    path = tmp_path / "on.yml"
+    path.write_text(text.replace("{type: l1, against: hr, weight: 1.0}", "{type: l1, on: sr, weight: 1.0}"))
+    assert "on: sr" in path.read_text()
+    assert load_options(path, ["name=no"]).name == "no"
+    options = load_options(path, ["losses=[{type: l1, on: sr}]", "train.compile=False", "train.channels_last=true"])
+    assert options.losses[0].on == "sr"
+    assert (options.train.compile, options.train.channels_last) == (False, True)
