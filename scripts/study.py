@@ -29,7 +29,7 @@ from sr_distill.train import build_task
 from sr_distill.zoo import open_model
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = ROOT / "options/study/study_x4.yml"
+OPTIONS = ROOT / "options/photos/study/mobile_sr_from_rlfn_x4.yml"
 SHARE = 0.3  # norm of a term's gradient relative to L1's, from which weights follow
 METRICS = ("psnr", "ssim", "lpips")
 
