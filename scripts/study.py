@@ -36,27 +36,27 @@ METRICS = ("psnr", "ssim", "lpips")
 LOSSES: dict[str, list[str]] = {
     "none": [],
     "l1_teacher": ["{type: l1, against: teacher, weight: 1.0}"],
-    "fitnet": ["{type: fitnet, on: features, weight: 1.0}"],
-    "charbonnier": ["{type: charbonnier, on: features, weight: 1.0}"],
-    "l1": ["{type: l1, on: features, weight: 1.0}"],
-    "frequency": ["{type: frequency, on: features, weight: 1.0}"],
-    "attention_transfer": ["{type: attention_transfer, on: features, weight: 1.0}"],
-    "activation_boundary": ["{type: activation_boundary, on: features, weight: 1.0}"],
-    "soft_target": ["{type: soft_target, on: features, weight: 1.0}"],
-    "mutual": ["{type: mutual, on: features, weight: 1.0}"],
-    "hard_soft": ["{type: hard_soft, on: features, weight: 1.0}"],
-    "channel_wise": ["{type: channel_wise, on: features, weight: 1.0}"],
-    "similarity": ["{type: similarity, on: features, weight: 1.0}"],
-    "pkt": ["{type: pkt, on: features, weight: 1.0}"],
-    "rkd": ["{type: rkd, on: features, weight: 1.0}"],
-    "spatial_affinity": ["{type: spatial_affinity, on: features, weight: 1.0}"],
-    "fcfd": ["{type: fcfd, on: features, weight: 1.0}"],
-    "l1_decoded": ["{type: l1, on: features, space: decoded, weight: 1.0}"],
-    "lpips_decoded": ["{type: lpips, network: squeeze, on: features, space: decoded, weight: 1.0}"],
-    "lpips_projected": ["{type: lpips, network: squeeze, on: features, space: projected, weight: 1.0}"],
-    "lpips_normalised": ["{type: lpips, network: squeeze, on: features, space: normalised, weight: 1.0}"],
-    "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: projected, weight: 1.0}"],
-    "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: decoded, weight: 1.0}"],
+    "fitnet": ["{type: fitnet, on: features, weight: 0.3}"],
+    "charbonnier": ["{type: charbonnier, on: features, weight: 0.04}"],
+    "l1": ["{type: l1, on: features, weight: 0.05}"],
+    "frequency": ["{type: frequency, on: features, weight: 0.4}"],
+    "attention_transfer": ["{type: attention_transfer, on: features, weight: 10}"],
+    "activation_boundary": ["{type: activation_boundary, on: features, weight: 0.002}"],
+    "soft_target": ["{type: soft_target, on: features, weight: 0.2}"],
+    "mutual": ["{type: mutual, on: features, weight: 0.08}"],
+    "hard_soft": ["{type: hard_soft, on: features, weight: 0.2}"],
+    "channel_wise": ["{type: channel_wise, on: features, weight: 0.1}"],
+    "similarity": ["{type: similarity, on: features, weight: 0.07}"],
+    "pkt": ["{type: pkt, on: features, weight: 3}"],
+    "rkd": ["{type: rkd, on: features, weight: 0.002}"],
+    "spatial_affinity": ["{type: spatial_affinity, on: features, weight: 0.01}"],
+    "fcfd": ["{type: fcfd, on: features, weight: 0.05}"],
+    "l1_decoded": ["{type: l1, on: features, space: decoded, weight: 8}"],
+    "lpips_decoded": ["{type: lpips, network: squeeze, on: features, space: decoded, weight: 0.4}"],
+    "lpips_projected": ["{type: lpips, network: squeeze, on: features, space: projected, weight: 0.7}"],
+    "lpips_normalised": ["{type: lpips, network: squeeze, on: features, space: normalised, weight: 0.02}"],
+    "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: projected, weight: 0.004}"],
+    "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: decoded, weight: 0.004}"],
 }
 """What each variant adds to L1 to HR."""
 
@@ -109,7 +109,9 @@ def table(variants: list[str], seeds: list[int]) -> None:
             path = Path(options.output_dir) / options.name / "results.json"
             if path.exists():
                 results.setdefault(variant, {})[seed] = json.loads(path.read_text())
-    print("| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS | minutes |")
+    print(
+        "| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS | minutes |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     plain = results.get("none", {})
     for variant, runs in results.items():

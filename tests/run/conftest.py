@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torchvision
+from safetensors.torch import save_file
 
+from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.models import build_model, save_model
 
 from ..conftest import natural_image, small, write_image
@@ -17,3 +20,12 @@ def work(tmp_path):
     write_image(tmp_path / "set/HR/v.png", natural_image(48, 56, seed=9))
     save_model(build_model(small("edsr"), 2), tmp_path / "teacher.safetensors")
     return tmp_path
+
+
+@pytest.fixture
+def random_backbones_on_disk(work, monkeypatch):
+    """A data root with random weights for LPIPS-squeeze, for tests that start processes of their own."""
+    features = torchvision.models.squeezenet1_1(weights=None).features.state_dict()
+    (work / "backbones").mkdir()
+    save_file({f"features.{k}": v for k, v in features.items()}, work / "backbones/squeezenet1_1_features.safetensors")
+    monkeypatch.setenv(DATA_ROOT_VARIABLE, str(work))

@@ -21,6 +21,14 @@ pytestmark = pytest.mark.run
 
 
 FEATURES = [{"type": "l1"}, {"type": "fitnet", "weight": 0.1}, {"type": "attention_transfer", "weight": 10.0}]
+REPLAYED = [
+    {"type": "l1"},
+    {"type": "fcfd", "weight": 0.1},
+    {"type": "lpips", "network": "squeeze", "on": "features", "space": "projected", "weight": 0.1},
+    {"type": "l1", "on": "features", "space": "decoded"},
+]
+PEERS = [{"type": "compact", "num_feat": 8, "num_block": 1}, {"type": "fsrcnn"}]
+MUTUAL = [{"type": "l1"}, {"type": "l1", "against": "peers"}, {"type": "fitnet", "against": "peers", "weight": 0.1}]
 
 
 def test_the_stored_teacher_equals_the_running_one_inside(work):
@@ -37,19 +45,74 @@ def test_the_stored_teacher_equals_the_running_one_inside(work):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains(work, name, random_backbones):
     losses = []
-    for change in ({"against": "hr"}, {"against": "teacher"}, {"on": "features"}):
-        with contextlib.suppress(UserError):  # not every loss is for images, nor every one for maps
-            validate(LossOptions, {"type": name, **change}, "test")
-            losses.append({"type": name, **change})
+    spaces = [{"on": "features", "space": space} for space in ("decoded", "projected", "normalised")]
+    for change in ({"against": "hr"}, {"against": "teacher"}, {"on": "features"}, *spaces):
+        with contextlib.suppress(UserError):  # not every loss is for images, nor every one for maps or in every space
+            losses.append(validate(LossOptions, {"type": name, **change}, "test"))
+    losses = {options.label: options for options in losses}
     assert losses
     data = yaml.safe_load(write_options(work).read_text())["data"] | {"lr_size": 24}
-    labels = [validate(LossOptions, loss, "test").label for loss in losses]
-    if len(set(labels)) < len(labels):  # a loss on features alone takes "against: teacher" too
-        losses = losses[-1:]
-    assert run_training(write_options(work, losses=losses, data=data)) == 0
+    trees = [options.model_dump(mode="json") for options in losses.values()]
+    assert run_training(write_options(work, losses=trees, data=data)) == 0
     line = json.loads((work / "out/run/metrics.jsonl").read_text().splitlines()[0])
-    for loss in losses:
-        assert line[validate(LossOptions, loss, "test").label] > 0
+    for label in losses:
+        assert line[label] > 0
+
+
+@pytest.mark.parametrize("objective", ["replayed", "mutual"])
+def test_paths_projections_and_peers_resume_exactly(work, objective, random_backbones):
+    change = {"losses": REPLAYED} if objective == "replayed" else {"losses": MUTUAL, "peers": PEERS, "teacher": None}
+    options = write_options(work, **change, features={"count": 2})
+    assert run_training(options, "name=whole") == 0
+    assert run_training(options, "name=cut", "train.keep_checkpoints=9") == 0
+    (work / "out/cut/checkpoints/step_00000006.pt").unlink()
+    assert run_training(options, "name=cut", "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "cut"))
+
+
+def test_each_of_several_students_ends_as_its_own_file(work, capsys):
+    assert run_training(write_options(work, losses=MUTUAL, peers=PEERS, teacher=None)) == 0
+    said = capsys.readouterr().out
+    for name, kind in (("student", "mobile_sr"), ("peer_1", "compact"), ("peer_2", "fsrcnn")):
+        model = load_model(work / f"out/run/{name}.safetensors")
+        assert model.spec.architecture.type == kind
+        assert f"{name}.safetensors, best in validation" in said
+        first = load_model(
+            work / ("out/run/initial.safetensors" if name == "student" else f"out/run/initial_{name}.safetensors")
+        )
+        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters()))
+    lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
+    assert {"l1_sr_hr", "peer_1_l1_sr_peers", "peer_2_fitnet_features_peers"} <= lines[0].keys()
+    assert {"psnr_y_b2", "peer_1_psnr_y_b2", "peer_2_ssim_y_b2"} <= next(
+        x for x in lines if x["kind"] == "validation"
+    ).keys()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_several_teachers(work, cache, capsys):
+    """The same teacher twice: the mean is the teacher itself, and each has its own terms."""
+    model = str(work / "teacher.safetensors")
+    teachers = [
+        {"name": "a", "model": model, "cache": cache},
+        {"name": "b", "model": model, "cache": cache, "weight": 3.0, "features": {"count": 1, "adapter": "conv3x3"}},
+    ]
+    losses = [
+        {"type": "l1", "against": "teacher"},
+        {"type": "l1", "against": "teacher", "teacher": "b"},
+        {"type": "fitnet", "teacher": "a", "weight": 0.1},
+        {"type": "fitnet", "teacher": "b", "weight": 0.1},
+    ]
+    options = write_options(work, teacher=None, teachers=teachers, losses=losses, features={"count": 2})
+    assert run_training(options) == 0
+    said = capsys.readouterr().out
+    assert said.count("(student from a)") == 2
+    assert said.count("(student from b)") == 1
+    line = json.loads((work / "out/run/metrics.jsonl").read_text().splitlines()[0])
+    assert line["l1_sr_teacher"] == pytest.approx(line["l1_sr_teacher_b"], rel=1e-6)
+    assert line["fitnet_features_a"] > 0
+    helpers = last_state(work)["helpers"]
+    assert helpers["adapters.from_b.0.conv.weight"].shape[-1] == 3
+    assert helpers["adapters.from_a.1.conv.weight"].shape[-1] == 1
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -62,7 +125,8 @@ def test_feature_distillation_resumes_exactly_and_leaves_a_plain_student(work, c
     (work / "out/cut/checkpoints/step_00000006.pt").unlink()
     assert run_training(options, "name=cut", "--resume") == 0
     assert_same(last_state(work, "whole"), last_state(work, "cut"))
-    assert len(last_state(work, "whole")["adapters"]) == 4  # weight and bias of two
+    helpers = last_state(work, "whole")["helpers"]
+    assert len([key for key in helpers if key.startswith("adapters.from_teacher.")]) == 4  # weight and bias of two
     assert set(load_model(work / "out/whole/student.safetensors").net.state_dict()) == set(
         load_model(work / "out/whole/initial.safetensors").net.state_dict()
     )
@@ -86,8 +150,14 @@ def test_a_self_ensembled_teacher_and_scheduled_weights(work, cache):
         assert line["total"] == pytest.approx(total, rel=1e-4)
 
 
-def test_adapters_are_trained_alike_in_all_processes(work):
-    options = write_options(work, losses=FEATURES, features={"count": 2})
+@pytest.mark.parametrize("objective", ["features", "replayed", "mutual"])
+def test_two_processes_train_what_one_would(work, objective, random_backbones_on_disk):
+    change = {
+        "features": {"losses": FEATURES},
+        "replayed": {"losses": REPLAYED},
+        "mutual": {"losses": MUTUAL, "peers": PEERS, "teacher": None},
+    }[objective]
+    options = write_options(work, **change, features={"count": 2})
     for processes in (1, 2):
         done = launch(options, processes, f"name=f{processes}", "train.total_steps=1", "train.checkpoint_every=1")
         assert done.returncode == 0, done.stderr[-2000:]

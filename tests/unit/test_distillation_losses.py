@@ -55,7 +55,12 @@ def test_value_and_gradient_of_the_published_code(case):
 
 
 def test_every_loss_has_a_reference_or_a_test_of_its_own():
-    covered = {case["loss"] for case in REFERENCE["cases"]} | {"contrastive", "frequency", "hard_soft", "normalised_difference"}
+    covered = {case["loss"] for case in REFERENCE["cases"]} | {
+        "contrastive",
+        "frequency",
+        "hard_soft",
+        "normalised_difference",
+    }
     assert covered >= FUNCTIONS - {"charbonnier", "l1", "lpips", "perceptual"}
 
 

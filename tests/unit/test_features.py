@@ -185,7 +185,9 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
     total, values = task(Batch(lr, hr), {"teacher": teacher})
     maps = Taps(student, [pair.student.path for pair in pairs]).run(lr).features
     by_hand = [
-        nn.functional.mse_loss(task.adapters["from_teacher"][i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path])
+        nn.functional.mse_loss(
+            task.adapters["from_teacher"][i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path]
+        )
         for i, pair in enumerate(pairs)
     ]
     torch.testing.assert_close(values["fitnet_features"], torch.stack(by_hand).mean().detach())

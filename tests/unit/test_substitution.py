@@ -146,7 +146,7 @@ def test_every_space_is_zero_for_the_teachers_own_maps_and_trains_the_student(na
     loss = {"type": name, "on": "features", "space": space}
     teacher = build_model(architecture(type="edsr", num_feat=8, num_block=3), 2)
     task, running, batch = _task(loss, teacher=teacher)
-    total, terms = task(batch, {"teacher": running(batch.lr)})
+    total, _ = task(batch, {"teacher": running(batch.lr)})
     assert total.item() > 0
     total.backward()
     assert task.student.net.body[0].weight.grad.abs().max() > 0
@@ -169,7 +169,9 @@ def test_projected_maps_are_principal_components():
     torch.testing.assert_close(values.mean(1), torch.full((3,), 0.5), atol=1e-4, rtol=0)
     torch.testing.assert_close(values.std(1), torch.full((3,), 0.25), atol=1e-3, rtol=0)
     correlation = torch.corrcoef(torch.cat([values, maps[:, [0, 2, 1]].movedim(1, 0).flatten(1)]))
-    assert (correlation[:3, 3:].diagonal() > 0.99).all()  # by falling variance: channels 0, 2, 1, and with positive sign
+    assert (
+        correlation[:3, 3:].diagonal() > 0.99
+    ).all()  # by falling variance: channels 0, 2, 1, and with positive sign
     weight = project.weight.clone()
     project(maps, maps * 3)
     assert torch.equal(project.weight, weight)  # fixed after the first step
@@ -198,9 +200,7 @@ def test_fcfd_with_one_pair_is_what_the_paper_writes():
     own = teacher.teacher.model(batch.lr)
     through_teacher = _edsr_from_its_last_block(net, batch.lr, adapted)
     through_student = task.student.net.upsampler(body[-1](back) + batch.lr.repeat_interleave(4, dim=1))
-    by_hand = (
-        0.5 * F.mse_loss(adapted, t) + 2 * F.l1_loss(through_teacher, own) + 3 * F.l1_loss(through_student, own)
-    )
+    by_hand = 0.5 * F.mse_loss(adapted, t) + 2 * F.l1_loss(through_teacher, own) + 3 * F.l1_loss(through_student, own)
     torch.testing.assert_close(terms["fcfd_features"], by_hand.detach())
     weights = [body[0].weight, body[-1].weight, *task.adapters.parameters(), *task.terms.parameters()]
     expected = torch.autograd.grad(by_hand + F.l1_loss(task.student(batch.lr), batch.hr), weights)

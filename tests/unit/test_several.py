@@ -1,0 +1,242 @@
+"""Several teachers, and several students: what is compared with what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sr_distill import Distiller
+from sr_distill.contracts import Batch, Prediction
+from sr_distill.errors import UserError
+from sr_distill.features import choose_pairs, lpips_network, vgg19_features
+from sr_distill.losses import mutual
+from sr_distill.models import build_model
+from sr_distill.options import LossOptions, RunOptions, validate
+from sr_distill.options.schema import FeatureOptions
+from sr_distill.train import DistillationTask, MutualTask, build_task
+
+from ..conftest import architecture, small
+
+
+def _terms(*trees):
+    return [validate(LossOptions, tree, "test") for tree in trees]
+
+
+def _images(*shape):
+    return torch.rand(2, 3, *shape)
+
+
+def test_the_mean_of_several_teachers_is_weighted_and_each_can_have_its_own_term():
+    student = build_model(small("mobile_sr"), 2)
+    terms = _terms({"type": "l1", "against": "teacher"}, {"type": "logits", "against": "teacher", "teacher": "b"})
+    task = DistillationTask(student, terms, shares={"a": 1.0, "b": 3.0})
+    lr, hr, a, b = _images(8, 8), _images(16, 16), _images(16, 16), _images(16, 16)
+    total, values = task(Batch(lr, hr), {"a": Prediction(a), "b": Prediction(b)})
+    sr = student(lr)
+    assert list(values) == ["l1_sr_teacher", "logits_sr_teacher_b"]
+    torch.testing.assert_close(total, F.l1_loss(sr, 0.25 * a + 0.75 * b) + F.mse_loss(sr, b))
+
+
+def test_features_of_each_of_two_teachers():
+    student = build_model(small("mobile_sr"), 2)
+    teachers = {
+        "keys": build_model(small("edsr"), 2),  # the name of a method of nn.ModuleDict
+        "b": build_model(small("rlfn"), 2),
+    }
+    losses = [
+        {"type": "l1"},
+        {"type": "fitnet", "teacher": "keys", "weight": 0.5},
+        {"type": "fitnet", "teacher": "b"},
+        {"type": "similarity", "teacher": "b"},
+    ]
+    distiller = Distiller(student, teachers, losses, count=1)
+    lr, hr = _images(16, 16), _images(32, 32)
+    total, values = distiller(lr, hr)
+    assert list(values) == ["l1_sr_hr", "fitnet_features_keys", "fitnet_features_b", "similarity_features_b"]
+    total.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+    assert all(p.grad is None for teacher in teachers.values() for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("losses", "shares", "expected"),
+    [
+        ([{"type": "fitnet"}], None, r"say whose features, as in teacher: a \(teachers: a, b\)"),
+        ([{"type": "fitnet", "teacher": "c"}], None, "there is no teacher 'c'.* Teachers: a, b"),
+        ([{"type": "l1", "teacher": "a"}], None, "names a teacher, but does not compare with it"),
+        ([{"type": "l1", "against": "peers"}], None, "against peers is for runs"),
+        ([{"type": "l1"}], {"a": 1.0}, "give one weight for each"),
+    ],
+)
+def test_mistakes_with_several_teachers_are_named(losses, shares, expected):
+    teachers = {name: build_model(small("edsr"), 2) for name in "ab"}
+    with pytest.raises(UserError, match=expected):
+        Distiller(build_model(small("mobile_sr"), 2), teachers, losses, shares=shares)
+
+
+BASE = {
+    "name": "run",
+    "scale": 2,
+    "student": {"type": "mobile_sr"},
+    "data": {"train": [{"hr": "embedded"}]},
+    "losses": [{"type": "l1"}, {"type": "l1", "against": "teacher"}],
+    "train": {"total_steps": 1},
+}
+TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "weight": 2}]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "compares with the teacher, but there is no teacher"),
+        ({"teachers": TEACHERS, "teacher": {"model": "c"}}, "put them all into teachers"),
+        ({"teachers": [TEACHERS[0]] * 2}, "several teachers are called a"),
+        ({"teachers": [{"name": "a b", "model": "a"}]}, "teachers.0.name"),
+        (
+            {"teachers": TEACHERS, "losses": [{"type": "l1", "against": "teacher", "teacher": "a"}]},
+            "no loss uses the teacher b",
+        ),
+        ({"teachers": TEACHERS, "losses": [{"type": "fitnet"}]}, "say whose features"),
+        ({"teacher": {"model": "c"}, "losses": [{"type": "l1"}]}, "there is a teacher, but no loss uses it"),
+        ({"losses": [{"type": "l1", "against": "peers"}]}, "compares with the peers, but there are none"),
+        ({"losses": [{"type": "l1"}], "peers": [{"type": "fsrcnn"}]}, "no loss compares with them"),
+        (
+            {"losses": [{"type": "l1", "on": "features", "space": "decoded", "against": "peers"}]},
+            "space decoded needs a teacher that does not change",
+        ),
+        ({"losses": [{"type": "fcfd", "against": "peers"}]}, "against"),
+        ({"losses": [{"type": "l1", "space": "decoded"}]}, "space is for feature maps: add on: features"),
+        ({"losses": [{"type": "lpips", "on": "features", "space": "maps"}]}, "space"),
+        (
+            {
+                "peers": [{"type": "fsrcnn"}],
+                "losses": [{"type": "fitnet", "against": "peers"}],
+                "features": {"pairs": [{"student": "a", "teacher": "b"}]},
+            },
+            "features.pairs must be auto",
+        ),
+        (
+            {"losses": [{"type": "fcfd", "appearance": 0, "student_to_teacher": 0, "teacher_to_student": 0}]},
+            "every part of fcfd has factor 0",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(change, expected):
+    with pytest.raises(UserError, match=expected):
+        validate(RunOptions, BASE | change, "test")
+
+
+def test_options_of_several_teachers():
+    own = {"pairs": "auto", "count": 1, "adapter": "conv3x3"}
+    teachers = [TEACHERS[0], TEACHERS[1] | {"features": own}]
+    options = validate(RunOptions, BASE | {"teachers": teachers}, "test")
+    assert options.shares == {"a": 1.0, "b": 2.0}
+    assert options.features_of("a") == options.features
+    assert options.features_of("b").adapter == "conv3x3"
+    assert list(options.all_students) == ["student"]
+
+
+def _mutual(*losses, students=("mobile_sr", "fsrcnn", "ecbsr")):
+    tree = BASE | {
+        "student": {"type": students[0], "color": "rgb"},
+        "peers": [{"type": name, "color": "rgb"} for name in students[1:]],
+        "losses": list(losses),
+        "features": {"count": 2},
+    }
+    options = validate(RunOptions, tree, "test")
+    networks = {name: build_model(small(net.type, color="rgb"), 2) for name, net in options.all_students.items()}
+    return options, networks, build_task(options, networks, {})
+
+
+def test_mutual_learning_is_each_ones_own_loss_with_the_others_fixed():
+    _, students, task = _mutual({"type": "l1"}, {"type": "logits", "against": "peers", "weight": 0.5})
+    assert isinstance(task, MutualTask)
+    assert task.labels == [
+        f"{prefix}{label}" for prefix in ("", "peer_1_", "peer_2_") for label in ("l1_sr_hr", "logits_sr_peers")
+    ]
+    lr, hr = _images(8, 8), _images(16, 16)
+    total, values = task(Batch(lr, hr))
+    assert list(values) == task.labels
+    outputs = {name: student(lr) for name, student in students.items()}
+    by_hand = 0
+    for name, sr in outputs.items():
+        others = [outputs[other].detach().clamp(0, 1) for other in outputs if other != name]
+        by_hand = by_hand + F.l1_loss(sr, hr) + 0.5 * sum(F.mse_loss(sr, other) for other in others) / 2
+    torch.testing.assert_close(total, by_hand)
+    weights = list(task.parameters())
+    for got, expected in zip(torch.autograd.grad(total, weights), torch.autograd.grad(by_hand, weights)):
+        torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-4)
+
+
+def test_mutual_learning_of_features():
+    """Deep mutual learning's KL, over the channels of adapted maps, of one pair of layers."""
+    _, _, task = _mutual({"type": "l1"}, {"type": "mutual", "against": "peers"}, students=("mobile_sr", "ecbsr"))
+    assert {(a, b) for a, b, _ in task.matches} == {("student", "peer_1"), ("peer_1", "student")}
+    lr, hr = _images(16, 16), _images(32, 32)
+    total, values = task(Batch(lr, hr))
+    given = {name: one.predict(lr) for name, one in task.tasks.items()}
+    own = task.tasks["peer_1"]
+    pairs = own.pairs["student"]
+    expected = [
+        mutual(
+            own.adapters["from_student"][i].conv(given["peer_1"].features[pair.student.path]),
+            given["student"].features[pair.teacher.path],
+        )
+        for i, pair in enumerate(pairs)
+    ]
+    torch.testing.assert_close(values["peer_1_mutual_features_peers"], torch.stack(expected).mean().detach())
+    total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
+
+
+def test_pretrained_networks_look_once_at_each_image(random_backbones):
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    losses = [
+        {"type": "perceptual", "layers": {"relu1_1": 1.0}},
+        {"type": "perceptual", "against": "teacher", "layers": {"relu2_1": 1.0}},
+        {"type": "perceptual", "against": "teacher", "layers": {"conv1_2": 1.0}, "name": "again"},
+        {"type": "contrastive", "layers": {"relu1_2": 1.0}},
+        {"type": "perceptual", "on": "features", "layers": {"relu1_1": 1.0}},
+        {"type": "lpips"},
+        {"type": "lpips", "against": "teacher"},
+        {"type": "lpips", "on": "features"},
+    ]
+    distiller = Distiller(student, teacher, losses, count=1)
+    runs = {"vgg": [], "alex": []}
+    lpips = lpips_network("alex")
+    hooks = [
+        vgg19_features()[0].register_forward_hook(lambda *_: runs["vgg"].append(1)),
+        vgg19_features()[7].register_forward_hook(lambda *_: runs["vgg"].append("too deep")),
+        lpips.net.register_forward_hook(lambda *_: runs["alex"].append(1)),
+    ]
+    distiller(_images(32, 32), _images(64, 64))
+    # The student's output, HR, the teacher's output, the negatives, the decoded map, and the image it is compared with.
+    assert runs["vgg"] == [1] * 6
+    assert runs["alex"] == [1] * 5
+    for hook in hooks:
+        hook.remove()
+
+
+def test_shared_looks_change_no_value(random_backbones):
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    losses = [
+        {"type": "perceptual", "layers": {"relu1_1": 1.0}},
+        {"type": "perceptual", "against": "teacher", "layers": {"relu3_1": 1.0}},
+        {"type": "lpips", "against": "teacher"},
+        {"type": "contrastive"},
+    ]
+    lr, hr = _images(32, 32), _images(64, 64)
+    _, together = Distiller(student, teacher, losses)(lr, hr)
+    for loss in losses:
+        _, alone = Distiller(student, teacher, [loss])(lr, hr)
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value)
+
+
+def test_auto_pairs_of_two_students_differ_by_direction():
+    first = build_model(architecture(type="mobile_sr", num_feat=8, num_block=3), 2)
+    second = build_model(small("ecbsr"), 2)
+    there = choose_pairs(first, second, FeatureOptions(count=1))[0]
+    back = choose_pairs(second, first, FeatureOptions(count=1))[0]
+    assert there == back.reversed
