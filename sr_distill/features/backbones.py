@@ -31,7 +31,8 @@ def vgg19_features() -> nn.Sequential:
     """
     from torchvision.models.vgg import cfgs, make_layers
 
-    features = make_layers(cfgs["E"], batch_norm=False)  # vgg19 without its 124 M weights for classification
+    with torch.random.fork_rng(devices=[]):  # its random start must not come out of the run's random state
+        features = make_layers(cfgs["E"], batch_norm=False)  # vgg19 without its 124 M weights for classification
     # In-place activations would overwrite a map after it was tapped.
     for layer in features:
         if isinstance(layer, nn.ReLU):
@@ -56,7 +57,7 @@ def lpips_network(network: str, download: bool = True) -> nn.Module:
     import lpips
 
     weights = _feature_weights(_LPIPS_BACKBONE[network], download)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # torchvision deprecates the arguments that lpips passes
         module = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     # lpips cuts the backbone into slices and keeps the layers' numbers: net.slice2.5.weight is features.5.weight.
