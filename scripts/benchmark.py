@@ -33,16 +33,18 @@ class Step:
         uses_features = any(term.on == "features" for term in terms)
         teacher = open_model("edsr_x4")
         pairs = choose_pairs(student, teacher, FeatureOptions()) if uses_features else []
-        self.task = DistillationTask(student, terms, pairs).train()
-        self.teacher = TappedTeacher(Teacher(teacher), [pair.teacher.path for pair in pairs])
+        self.task = DistillationTask(student, terms, {"teacher": pairs} if pairs else None).train()
+        replay = any(term.replays_teacher for term in terms)
+        self.teacher = TappedTeacher(Teacher(teacher), [pair.teacher.path for pair in pairs], replay=replay)
         self.optimizer = torch.optim.Adam(self.task.parameters(), 1e-4)
-        images = [torch.rand(BATCH, 3, side, side) for side in (SIZE, 4 * SIZE, 4 * SIZE)]
-        self.batch = Batch(*images)
+        lr, hr, stored = (torch.rand(BATCH, 3, side, side) for side in (SIZE, 4 * SIZE, 4 * SIZE))
+        self.batch = Batch(lr, hr, {"teacher": stored})
 
     def __call__(self) -> float:
         """Seconds of one step; the teacher's output is at hand, as it is when it is stored."""
         start = time.perf_counter()
-        total, _ = self.task(self.batch, self.teacher(self.batch.lr, stored_sr=self.batch.teacher_sr))
+        given = self.teacher(self.batch.lr, stored_sr=self.batch.teacher_sr["teacher"])
+        total, _ = self.task(self.batch, {"teacher": given})
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
@@ -53,18 +55,25 @@ def losses(rounds: int) -> None:
     """Print the median ratio of a step with L1 and the loss over one with L1 alone; both are timed in turn."""
     plain = Step([])
     print(
-        f"{'loss':20}  step / step with L1 alone (median of {rounds}; batch {BATCH} of {SIZE}x{SIZE}, x4, mobile_sr, edsr_x4)"
+        f"{'loss':24}  step / step with L1 alone (median of {rounds}; batch {BATCH} of {SIZE}x{SIZE}, x4, mobile_sr, edsr_x4)"
     )
     for name in LOSSES:
-        try:
-            step = Step([{"type": name, "name": "extra", **EXTRA.get(name, {})}])
-        except UserError as error:
-            print(f"{name:20}  n/a: {str(error).split(':')[0]}")
-            continue
-        for warm in (plain, step):
-            warm()
-        ratios = [step() / plain() for _ in range(rounds)]
-        print(f"{name:20}  {statistics.median(ratios):.2f}", flush=True)
+        for where in ({}, *({"on": "features", "space": space} for space in ("decoded", "projected", "normalised"))):
+            tree = {"type": name, "name": "extra", **EXTRA.get(name, {}), **where}
+            try:
+                validate(LossOptions, tree, name)
+            except UserError:  # a space that this loss is not for
+                continue
+            label = f"{name} {where.get('space', '')}"
+            try:
+                step = Step([tree])
+            except UserError as error:
+                print(f"{label:24}  n/a: {str(error).split(':')[0]}")
+                continue
+            for warm in (plain, step):
+                warm()
+            ratios = [step() / plain() for _ in range(rounds)]
+            print(f"{label:24}  {statistics.median(ratios):.2f}", flush=True)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from .options import LossOptions, validate
 from .options.losses import teachers_used
 from .options.schema import FeatureOptions
 from .train import DistillationTask
+from .train.schedule import weight_at
 
 _PROBE = 32
 
@@ -86,6 +87,10 @@ class Distiller(nn.Module):
     def student(self) -> nn.Module:
         """The network that is trained, as it was given."""
         return self.task.student.net
+
+    def weights_at(self, step: int, total_steps: int) -> list[float]:
+        """The weight of each term in optimizer step ``step`` of ``total_steps``, by the ``schedule`` of each."""
+        return [weight_at(step, term, total_steps) for term in self.task.losses]
 
     def forward(
         self, lr: Tensor, hr: Tensor, weights: Sequence[float] | None = None

@@ -10,7 +10,7 @@ from torch import nn
 import sr_distill
 from sr_distill import Distiller
 from sr_distill.errors import UserError
-from sr_distill.models import build_model
+from sr_distill.models import build_model, load_model
 
 from ..conftest import ROOT, small
 
@@ -85,11 +85,41 @@ def test_mistakes_are_named(change, expected):
         Distiller(**arguments)
 
 
-def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
+def _examples():
+    page = (ROOT / "docs/own_loop.md").read_text()
+    return [part.split("```")[0] for part in page.split("```python")[1:]]
+
+
+def _run_example(index):
+    names = {"__name__": "example"}
+    exec(compile(_examples()[index], f"docs/own_loop.md example {index}", "exec"), names)
+    return names
+
+
+def test_the_examples_in_the_docs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = (ROOT / "docs/own_loop.md").read_text().split("```python")[1].split("```")[0]
-    exec(compile(code, "docs/own_loop.md", "exec"), {"__name__": "example"})
+    assert len(_examples()) == 4
+    _run_example(0)
     assert len(torch.load("student.pth", weights_only=True)) == 6
+    names = _run_example(1)
+    assert set(names["terms"]) == {"l1_sr_teacher", "fcfd_features_edsr", "l1_features_decoded_edsr"}
+    assert load_model(tmp_path / "student.safetensors").spec.scale == 4
+
+
+def test_the_lightning_example_in_the_docs_runs(tmp_path, monkeypatch):
+    pytest.importorskip("lightning", reason="lightning is not installed (tests/requirements.txt)")
+    monkeypatch.chdir(tmp_path)
+    module = _run_example(2)["module"]
+    assert module.weights == pytest.approx(
+        [1.0, 0.1 * (1 - 3 / 4)]
+    )  # the last of 6 steps, 3 of the 4 after the warm-up done
+    assert len(torch.load("lightning_student.pth", weights_only=True)) == 4
+
+
+def test_the_classification_example_in_the_docs_runs(capsys):
+    accuracy = _run_example(3)["accuracy"]
+    assert accuracy["teacher"] > 0.95
+    assert accuracy["distilled"] > accuracy["plain"] + 0.02
 
 
 def test_the_package_has_no_other_lazy_names():

@@ -13,7 +13,17 @@ from sr_distill.contracts import Batch, Prediction
 from sr_distill.data import luma
 from sr_distill.errors import UserError
 from sr_distill.features import backbones
-from sr_distill.losses import LOSSES, MatchedMaps, Scene, build_term, charbonnier, l1, lpips, perceptual
+from sr_distill.losses import (
+    LOSSES,
+    MatchedMaps,
+    Scene,
+    build_term,
+    charbonnier,
+    l1,
+    lpips,
+    normalised_difference,
+    perceptual,
+)
 from sr_distill.losses.perceptual import VGG19_LAYERS
 from sr_distill.models import build_model
 from sr_distill.options import LossOptions, validate
@@ -108,6 +118,15 @@ def test_lpips_equals_the_authors_package_and_converts_the_range_once(random_bac
     # The slices of LPIPS hold the backbone's weights: its first map is that of torchvision's network.
     scaled = own.scaling_layer(hr * 2 - 1)
     torch.testing.assert_close(own.net.slice1(scaled), tower[: len(own.net.slice1)](scaled))
+
+
+def test_the_difference_of_normalised_maps_is_lpips_without_its_weights():
+    student, teacher = _pair(2, 5, 6, 7)
+    unit = lpips_package.normalize_tensor
+    expected = (unit(student) - unit(teacher)).square().sum(1).mean()
+    got = normalised_difference(student, teacher)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(_gradient(got, student), _gradient(expected, student), atol=1e-9, rtol=1e-6)
 
 
 def _loss(name):
