@@ -47,5 +47,6 @@ def need_samples(loss: str, student: Tensor, teacher: Tensor, least: int) -> Non
         raise ValueError(f"{loss}: the student has {len(student)} samples and the teacher {len(teacher)}")
     if len(student) < least:
         raise ValueError(
-            f"{loss} compares relations between samples and needs at least {least} of them, got {len(student)}"
+            f"{loss} compares relations between samples and needs at least {least} of them, got {len(student)}: "
+            "take a larger batch, or patches as samples"
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Prediction
 from ..data.color import with_luma_of
+from ..errors import UserError
 from ..features import Adapter, FeaturePair, ReplayTaps, Taps
 from ..losses import MatchedMaps, Scene, build_term, each_image_looked_at_once
 from ..models import SRModel
@@ -129,7 +130,10 @@ class DistillationTask(nn.Module):
                     targets, matched = (together,), ()
                 else:
                     targets, matched = [images[name] for name in names], ()
-                value = term(Scene(batch.lr, hr, student, targets, matched))
+                try:
+                    value = term(Scene(batch.lr, hr, student, targets, matched))
+                except ValueError as error:
+                    raise UserError(f"loss {options.label}: {error}.") from error
                 values[options.label] = value.detach()
                 total = total + weight * value
         return total, values

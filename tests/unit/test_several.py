@@ -240,3 +240,10 @@ def test_auto_pairs_of_two_students_differ_by_direction():
     there = choose_pairs(first, second, FeatureOptions(count=1))[0]
     back = choose_pairs(second, first, FeatureOptions(count=1))[0]
     assert there == back.reversed
+
+
+def test_a_loss_that_cannot_be_computed_says_which_and_why():
+    distiller = Distiller(build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2), [{"type": "rkd"}])
+    expected = "loss rkd_features: rkd compares relations between samples and needs at least 3 of them, got 2: take a larger batch"
+    with pytest.raises(UserError, match=expected):
+        distiller(_images(16, 16), _images(32, 32))
