@@ -20,7 +20,7 @@ import torch
 from sr_distill.cli.train import main as train
 from sr_distill.data import StepBatches, open_pairs
 from sr_distill.errors import UserError
-from sr_distill.evaluate import evaluate_set, open_set
+from sr_distill.evaluate import default_metrics, evaluate_set, open_set
 from sr_distill.features import TappedTeacher
 from sr_distill.files import data_root, write_json
 from sr_distill.models import Teacher, build_model, load_model
@@ -31,7 +31,7 @@ from sr_distill.zoo import open_model
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / "options/photos/study/mobile_sr_from_rlfn_x4.yml"
 SHARE = 0.3  # norm of a term's gradient relative to L1's, from which weights follow
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = {"psnr": "psnr_y", "ssim": "ssim_y", "lpips": "lpips_squeeze"}
 
 LOSSES: dict[str, list[str]] = {
     "none": [],
@@ -93,10 +93,10 @@ def measure(path: Path) -> dict[str, dict[str, float]]:
     model, scores = load_model(path), {}
     for name in ("Set5", "Set14"):
         benchmark = open_set(name, model.spec.scale, data_root())
-        result = evaluate_set(model, benchmark, torch.device("cpu"), "squeeze")
+        result = evaluate_set(model, benchmark, torch.device("cpu"), default_metrics(model.spec.scale, "squeeze"))
         if result.problems:
             raise UserError(" ".join(result.problems))
-        scores[name] = {metric: result.mean(metric) for metric in METRICS}
+        scores[name] = {short: result.mean(metric) for short, metric in METRICS.items()}
     return scores
 
 

@@ -1,10 +1,16 @@
-"""Choosing a device by name."""
+"""Choosing a device by name, and sharing work among processes."""
 
 from __future__ import annotations
 
+import os
+from typing import TypeVar
+
 import torch
+import torch.distributed
 
 from .errors import UserError
+
+T = TypeVar("T")
 
 
 def pick_device(name: str) -> torch.device:
@@ -19,7 +25,29 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         available = ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count())), *available]
     if name == "auto":
-        return torch.device(available[0])
+        name = available[0]
     if name not in available:
         raise UserError(f"device '{name}' is not available here; available: auto, {', '.join(available)}.")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return torch.device(name)
+
+
+def process_share() -> tuple[int, int]:
+    """This process's rank and the number of processes that a launcher (torchrun, accelerate) started; (0, 1) without one."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")  # only results travel, which are small and on the CPU
+    return torch.distributed.get_rank(), world_size
+
+
+def gathered(items: list[T]) -> list[T]:
+    """The items of all processes, in the order of their ranks; every process gets all."""
+    _, world_size = process_share()
+    if world_size == 1:
+        return items
+    shares: list[list[T]] = [[] for _ in range(world_size)]
+    torch.distributed.all_gather_object(shares, items)
+    return [item for share in shares for item in share]

@@ -7,76 +7,168 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..console import progress_bar
-from ..devices import pick_device
-from ..evaluate import describe_protocol, evaluate_set, find_lpips, format_table, notes_on, open_set, write_report
+from ..devices import gathered, pick_device, process_share
+from ..errors import UserError, did_you_mean
+from ..evaluate import (
+    METRICS,
+    BenchmarkSet,
+    Metric,
+    Profile,
+    Report,
+    SetResult,
+    evaluate_set,
+    find_lpips,
+    format_table,
+    make_metric,
+    notes_on,
+    open_set,
+    profile_model,
+    remarks_on,
+    write_page,
+    write_report,
+)
 from ..files import data_root
 from ..models import SRModel, bicubic_model
-from ..zoo import open_model
+from ..zoo import find_file, open_model
 from .common import add_device, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``evaluate.py --model M [M ...] --datasets Set5 Set14 --scale 4 --data-root DIR``."""
+    args = _parser().parse_args(arguments)
+    device, share = pick_device(args.device), process_share()
+    root = args.data_root or data_root()
+    sets = [open_set(name, args.scale, root) for name in args.datasets]
+    teacher = load_models([args.teacher], args.scale)[0] if args.teacher else None
+    students = load_models(args.model, args.scale)
+    metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
+    models = [bicubic_model(args.scale), *students]
+    total = (len(models) + bool(teacher)) * sum(len(benchmark.images) for benchmark in sets)
+    results = []
+    with progress_bar(total=total, unit="image", disable=True if share[0] else None, leave=False) as bar:
+        for benchmark in sets:
+            outputs: dict[str, Tensor] = {}
+
+            def done(name: str, sr: Tensor | None, outputs: dict[str, Tensor] = outputs) -> None:
+                bar.update()
+                if sr is not None:
+                    outputs[name] = sr
+
+            measured = []
+            if teacher is not None:
+                bar.set_description(f"{teacher.spec.name} on {benchmark.name}")
+                measured.append(evaluate_set(teacher, benchmark, device, metrics, None, done, share))
+            for model in models:
+                bar.set_description(f"{model.spec.name} on {benchmark.name}")
+                counted = lambda name, sr: bar.update()  # noqa: E731
+                measured.append(evaluate_set(model, benchmark, device, metrics, outputs, counted, share))
+            order = [*measured[1:], measured[0]] if teacher is not None else measured
+            results += [_gathered(result, benchmark) for result in order]
+    if share[0] > 0:
+        return 1 if any(result.problems for result in results) else 0
+    remarks = [*_remarks(sets, args.scale, results), *([missing] if missing else [])]
+    shown = [*models, *([teacher] if teacher else [])]
+    profiles = {} if args.out is None or args.no_profile else _profiles(shown, args, device)
+    report = Report(args.scale, metrics, results, profiles, remarks)
+    print(format_table(report, per_image=not args.brief))
+    print()
+    for line in [*report.protocol, *remarks]:
+        print(line)
+    if args.out is not None:
+        written = [*write_report(args.out, report), write_page(args.out, report, shown, sets, device)]
+        for path in written:
+            print(f"written: {path}")
+    for note in notes_on(results):
+        print(note, file=sys.stderr)
+    return 1 if any(result.problems for result in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="evaluate", description="PSNR-Y, SSIM-Y and LPIPS by the protocol of the papers, beside bicubic upscaling."
+        prog="evaluate",
+        description="PSNR, SSIM and LPIPS by the protocol of the papers, beside bicubic upscaling. Started by torchrun or accelerate "
+        "launch, the images are shared among the processes.",
     )
+    model_help = "name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table"
+    parser.add_argument("--model", nargs="+", default=[], metavar="M", help=model_help)
     parser.add_argument(
-        "--model",
-        nargs="+",
-        default=[],
+        "--teacher",
         metavar="M",
-        help="name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table",
+        help="measure this model, too, and how near the others' outputs are to its own (PSNR-Y)",
     )
     parser.add_argument(
         "--datasets", nargs="+", required=True, metavar="SET", help="Set5, Set14, ..., a folder, or 'embedded'"
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), required=True)
     parser.add_argument(
-        "--data-root",
-        type=Path,
-        default=None,
-        metavar="DIR",
-        help="folder with benchmarks/ (default: $SR_DISTILL_DATA)",
+        "--data-root", type=Path, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)"
     )
-    parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "squeeze", "none"), default="auto", help="backbone of LPIPS; "
-                        "auto: the first of alex, squeeze, vgg whose weights are on this machine")  # fmt: skip
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"instead of psnr_y, ssim_y and LPIPS: {', '.join(METRICS)}",
+    )
+    parser.add_argument(
+        "--lpips",
+        choices=("auto", "alex", "vgg", "squeeze", "none"),
+        default="auto",
+        help="backbone of LPIPS; auto: the first of alex, squeeze, vgg whose weights are on this machine",
+    )
     parser.add_argument("--brief", action="store_true", help="print the means only, not a row for every image")
     parser.add_argument(
-        "--out", type=Path, default=None, metavar="DIR", help="write results.json and results.csv there"
+        "--out", type=Path, metavar="DIR", help="write results.json, .csv, .md and the page report.html there"
+    )
+    parser.add_argument(
+        "--no-profile", action="store_true", help="leave MACs and latency out of the report (they take a few passes)"
     )
     add_device(parser)
-    args = parser.parse_args(arguments)
+    return parser
 
-    device = pick_device(args.device)
-    root = args.data_root or data_root()
-    sets = [open_set(name, args.scale, root) for name in args.datasets]
-    models = [bicubic_model(args.scale), *load_models(args.model, args.scale)]
-    lpips, missing = find_lpips(args.lpips)
-    total = len(models) * sum(len(benchmark.images) for benchmark in sets)
-    results = []
-    with progress_bar(total=total, unit="image", disable=None, leave=False) as bar:
-        for benchmark in sets:
-            for model in models:
-                bar.set_description(f"{model.spec.name} on {benchmark.name}")
-                results.append(evaluate_set(model, benchmark, device, lpips, lambda name: bar.update()))
 
-    print(format_table(results, args.scale, lpips, per_image=not args.brief))
-    print()
-    for line in describe_protocol(args.scale, lpips):
-        print(line)
-    if missing:
-        print(missing)
+def _metrics(names: Sequence[str] | None, lpips: str, scale: int) -> tuple[list[Metric], str | None]:
+    """The metrics to measure, and a sentence about LPIPS if it cannot be."""
+    if names is not None:
+        for name in names:
+            if name not in METRICS:
+                raise UserError(
+                    f"there is no metric '{name}'.{did_you_mean(name, METRICS)} Allowed: {', '.join(METRICS)}."
+                )
+        return [make_metric(name, scale) for name in dict.fromkeys(names)], None
+    backbone, missing = find_lpips(lpips)
+    chosen = ["psnr_y", "ssim_y", *([f"lpips_{backbone}"] if backbone else [])]
+    return [make_metric(name, scale) for name in chosen], missing
+
+
+def _gathered(result: SetResult, benchmark: BenchmarkSet) -> SetResult:
+    """The scores of all processes, in the order of the set."""
+    order = {image.name: index for index, image in enumerate(benchmark.images)}
+    scores = sorted(gathered(result.scores), key=lambda score: order[score.image])
+    return SetResult(result.model, result.set, scores, sorted(gathered(result.problems)))
+
+
+def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResult]) -> list[str]:
+    remarks = []
     for benchmark in sets:
+        bicubic = next(r for r in results if r.set == benchmark.name and r.model == "bicubic")
+        remarks += remarks_on(benchmark, scale, bicubic)
         if benchmark.made_lr:
-            print(f"{benchmark.name}: LR made here for {benchmark.made_lr} of {len(benchmark.images)} images.")
-    if args.out is not None:
-        for path in write_report(args.out, results, args.scale, lpips):
-            print(f"written: {path}")
-    notes = notes_on(results)
-    for note in notes:
-        print(note, file=sys.stderr)
-    return 1 if any(result.problems for result in results) else 0
+            remarks.append(f"{benchmark.name}: LR made here for {benchmark.made_lr} of {len(benchmark.images)} images.")
+    return remarks
+
+
+def _profiles(models: Sequence[SRModel], args: argparse.Namespace, device: object) -> dict[str, Profile]:
+    given = [*args.model, *([args.teacher] if args.teacher else [])]
+    files = dict(zip((model.spec.name for model in models[1:]), (find_file(_split(name)[1]) for name in given)))
+    with progress_bar(total=len(models) - 1, unit="model", desc="size and speed", disable=None, leave=False) as bar:
+        profiles = {}
+        for model in models[1:]:
+            profiles[model.spec.name] = profile_model(model, device, runs=3, file=files.get(model.spec.name))
+            bar.update()
+    return profiles
 
 
 def load_models(names: Sequence[str], scale: int) -> list[SRModel]:
@@ -85,10 +177,16 @@ def load_models(names: Sequence[str], scale: int) -> list[SRModel]:
     Raises:
         UserError: a model cannot be loaded or is for another scale.
     """
-    given = [name.rpartition("=") if "=" in name and not Path(name).exists() else ("", "", name) for name in names]
-    labels = [label or _short_name(name) for label, _, name in given]
-    clear = [name if labels.count(label) > 1 else label for label, (_, _, name) in zip(labels, given)]
-    return [open_model(name, scale).renamed(label) for label, (_, _, name) in zip(clear, given)]
+    given = [_split(name) for name in names]
+    labels = [label or _short_name(name) for label, name in given]
+    clear = [name if labels.count(label) > 1 else label for label, (_, name) in zip(labels, given)]
+    return [open_model(name, scale).renamed(label) for label, (_, name) in zip(clear, given)]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """LABEL and M of ``LABEL=M``; no label where there is none, or where a file has that name."""
+    label, _, model = name.rpartition("=") if "=" in name and not Path(name).exists() else ("", "", name)
+    return label, model
 
 
 def _short_name(name: str) -> str:

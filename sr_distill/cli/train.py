@@ -19,7 +19,7 @@ from ..console import progress_bar
 from ..data import PairStore, open_pairs
 from ..devices import pick_device
 from ..errors import UserError
-from ..evaluate import evaluate_set, metric_names, open_set
+from ..evaluate import default_metrics, evaluate_set, open_set
 from ..features import TappedTeacher
 from ..files import data_root
 from ..infer import upscale
@@ -162,14 +162,14 @@ def _validation(options: RunOptions, device: torch.device) -> Validate | None:
     if options.validation is None:
         return None
     benchmark = open_set(options.validation.set, options.scale, data_root())
-    psnr_name, ssim_name, _ = metric_names(options.scale)
+    psnr, ssim = (metric.label for metric in default_metrics(options.scale))
 
     def validate(model: SRModel) -> dict[str, float]:
         result = evaluate_set(model, benchmark, device)
         if result.problems:
             raise UserError(f"validation on {benchmark.name}: " + " ".join(result.problems))
-        psnr, ssim = result.mean("psnr"), result.mean("ssim")
-        return {psnr_name: float("inf") if psnr is None else psnr, ssim_name: 0.0 if ssim is None else ssim}
+        mean = result.mean(psnr)
+        return {psnr: float("inf") if mean is None else mean, ssim: result.mean(ssim) or 0.0}
 
     return validate
 

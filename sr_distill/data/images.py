@@ -44,6 +44,15 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be read as an image ({reason}).") from error
 
 
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Width and height as the file's header has them, without decoding; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:
+        return None
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Pixels as uint8 RGB, shape (H, W, 3); gray is repeated, alpha is dropped, 16 bits are scaled to 8."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):

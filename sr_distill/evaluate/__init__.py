@@ -1,19 +1,42 @@
 """Evaluation by the protocol of the papers."""
 
-from .metrics import psnr_y, ssim_y
-from .protocol import describe_protocol, evaluate_set, find_lpips, metric_names
-from .report import format_table, notes_on, write_report
-from .sets import open_set
+from .known import KnownSet, known_sets, remarks_on
+from .metrics import METRICS, Metric, make_metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from .page import write_page
+from .profile import Profile, profile_model
+from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips
+from .report import Report, format_table, notes_on, write_report
+from .select import best_within, cost_of, pareto_front, parse_budget
+from .sets import BenchmarkSet, open_set
 
 __all__ = [
+    "AGREEMENT",
+    "METRICS",
+    "BenchmarkSet",
+    "KnownSet",
+    "Metric",
+    "Profile",
+    "Report",
+    "SetResult",
+    "best_within",
+    "cost_of",
+    "default_metrics",
     "describe_protocol",
     "evaluate_set",
     "find_lpips",
     "format_table",
-    "metric_names",
+    "known_sets",
+    "make_metric",
     "notes_on",
     "open_set",
+    "pareto_front",
+    "parse_budget",
+    "profile_model",
+    "psnr_rgb",
     "psnr_y",
+    "remarks_on",
+    "ssim_rgb",
     "ssim_y",
+    "write_page",
     "write_report",
 ]

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
-from .metrics import psnr_y, ssim_y
+from .metrics import LPIPS_BACKBONES, Metric, make_metric, psnr_y
 from .sets import BenchmarkImage, BenchmarkSet
 
-
-def metric_names(scale: int, lpips: str = "alex") -> tuple[str, str, str]:
-    """Names that carry their convention: luma, border cut by the scale, LPIPS backbone."""
-    return f"psnr_y_b{scale}", f"ssim_y_b{scale}", f"lpips_{lpips}"
+AGREEMENT = "psnr_y_to_teacher"
+"""The label of the PSNR of a model's output against the teacher's."""
 
 
-def describe_protocol(scale: int, lpips: str | None) -> list[str]:
+def describe_protocol(scale: int, metrics: Sequence[Metric], agreement: bool = False) -> list[str]:
     """The protocol in sentences, printed with every table."""
     lines = [
-        "PSNR and SSIM: per image, then the mean over images; output clipped and rounded to 8 bits; Y of BT.601 (16-235), "
-        f"not rounded; border of {scale} pixels (the scale) cut off.",
-        "SSIM: Gaussian window 11x11, sigma 1.5, no padding. Gray images are converted like colour ones.",
+        "Per image, then the mean over images; output clipped and rounded to 8 bits. Gray images are converted like colour ones.",
         "LR: the set's own files (MATLAB bicubic), or made here in the same way, to the bit.",
+        *(
+            f"{metric.label}: {metric.text}{'' if metric.higher_is_better else ' Lower is better.'}"
+            for metric in metrics
+        ),
     ]
-    if lpips is not None:
-        lines.append(f"LPIPS: v0.1, backbone {lpips}, on the whole RGB image; lower is better.")
+    if agreement:
+        lines.append(f"{AGREEMENT}: PSNR-Y of the output against the teacher's output, a border of {scale} cut off.")
     return lines
 
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured on one image; ``lpips`` is None where it could not be."""
+    """What was measured on one image, by the label of the metric."""
 
     image: str
-    psnr: float
-    ssim: float
-    lpips: float | None
+    values: Mapping[str, float]
 
 
 @dataclass
@@ -52,11 +50,21 @@ class SetResult:
     scores: list[Score] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def mean(self, metric: str) -> float | None:
-        """Mean over images of psnr, ssim or lpips. Infinite PSNRs (identical images) are left out; None if nothing is left."""
-        values = [getattr(score, metric) for score in self.scores]
+    def mean(self, label: str) -> float | None:
+        """Mean over images. Infinite PSNRs (identical images) are left out; None if nothing is left.
+
+        Args:
+            label: of a metric, with or without its convention: psnr_y_b4 or psnr_y.
+        """
+        values = [_find(score.values, label) for score in self.scores]
         kept = [value for value in values if value is not None and value != float("inf")]
         return sum(kept) / len(kept) if kept else None
+
+
+def default_metrics(scale: int, lpips: str | None = None) -> list[Metric]:
+    """PSNR-Y and SSIM-Y, and LPIPS with this backbone."""
+    names = ["psnr_y", "ssim_y", *([f"lpips_{lpips}"] if lpips else [])]
+    return [make_metric(name, scale) for name in names]
 
 
 def find_lpips(choice: str) -> tuple[str | None, str | None]:
@@ -72,7 +80,7 @@ def find_lpips(choice: str) -> tuple[str | None, str | None]:
     if choice == "none":
         return None, None
     reasons = []
-    for network in ("alex", "squeeze", "vgg") if choice == "auto" else (choice,):
+    for network in LPIPS_BACKBONES if choice == "auto" else (choice,):
         try:
             lpips_network(network, download=choice != "auto")
             return network, None
@@ -87,40 +95,96 @@ def evaluate_set(
     model: SRModel,
     benchmark: BenchmarkSet,
     device: torch.device,
-    lpips: str | None = None,
-    on_image: Callable[[str], None] = lambda name: None,
+    metrics: Sequence[Metric] | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
+    on_image: Callable[[str, Tensor | None], None] = lambda name, sr: None,
+    share: tuple[int, int] = (0, 1),
 ) -> SetResult:
     """Measure one model on one set.
 
-    An image that cannot be measured is put down in ``problems``, and the others are measured all the same.
+    An image that cannot be measured is put down in ``problems``, and the others are measured all the same. Images of one size go
+    through the network and the metrics together.
 
     Args:
         model: in eval mode; moved to ``device``.
-        lpips: backbone, None: not measured.
-        on_image: called with each image's name when it is done.
+        metrics: what is measured; None: PSNR-Y and SSIM-Y.
+        teacher: the teacher's outputs, uint8 (3, H, W) by image: how far the model is from them is measured, too.
+        on_image: called with each image's name, and the model's output if there is one, when it is done.
+        share: (rank, number of processes): only this process's batches are measured.
     """
     model = model.to(device)
-    network = lpips_network(lpips).to(device) if lpips else None
+    metrics = default_metrics(model.spec.scale) if metrics is None else metrics
     result = SetResult(model.spec.name, benchmark.name)
-    for image in benchmark.images:
-        try:
-            result.scores.append(_score(model, image, device, network))
-        except (UserError, ValueError) as error:
-            result.problems.append(str(error) if isinstance(error, UserError) else f"{image.hr}: {error}.")
-        except torch.OutOfMemoryError:
-            result.problems.append(f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image.")
-        on_image(image.name)
+    for batch in benchmark.batches()[share[0] :: share[1]]:
+        for name, outcome, sr in _measure(model, batch, device, metrics, teacher or {}):
+            if isinstance(outcome, str):
+                result.problems.append(outcome)
+            else:
+                result.scores.append(Score(name, outcome))
+            on_image(name, sr)
+    order = {image.name: index for index, image in enumerate(benchmark.images)}
+    result.scores.sort(key=lambda score: order[score.image])
     return result
 
 
-def _score(model: SRModel, image: BenchmarkImage, device: torch.device, network: nn.Module | None) -> Score:
-    scale = model.spec.scale
-    lr, hr = image.load(scale)
-    sr = upscale_uint8(model, lr, device).unsqueeze(0)
-    hr = hr.to(device).unsqueeze(0)
-    distance = None
-    if network is not None:
-        distance = network(sr.float() / 255.0, hr.float() / 255.0, normalize=True).item()
+Outcome = tuple[str, "dict[str, float] | str", "Tensor | None"]
+"""An image's name; its scores, or a sentence about why there are none; the model's output, if there is one."""
+
+
+def _measure(
+    model: SRModel,
+    images: Sequence[BenchmarkImage],
+    device: torch.device,
+    metrics: Sequence[Metric],
+    teacher: Mapping[str, Tensor],
+) -> list[Outcome]:
+    """Each image's outcome. If a batch fails, its images are tried one by one, so that only those that must fail do."""
+    loaded, outcomes = [], []
+    for image in images:
+        try:
+            loaded.append((image, *image.load(model.spec.scale)))
+        except UserError as error:
+            outcomes.append((image.name, str(error), None))
+    alone = len(loaded) == 1
+    if alone or len({lr.shape for _, lr, _ in loaded}) == 1:
+        try:
+            return outcomes + _scored(model, loaded, device, metrics, teacher)
+        except (UserError, ValueError, RuntimeError) as error:
+            if alone:
+                return [*outcomes, (loaded[0][0].name, _reason(error, loaded[0][0], model, device), None)]
+    return outcomes + [o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher)]
+
+
+def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image."
+    return f"{image.hr}: {' '.join(str(error).split())[:200].rstrip('.')}."
+
+
+def _scored(
+    model: nn.Module,
+    loaded: Sequence[tuple[BenchmarkImage, Tensor, Tensor]],
+    device: torch.device,
+    metrics: Sequence[Metric],
+    teacher: Mapping[str, Tensor],
+) -> list[Outcome]:
+    """Scores of images of one size."""
+    sr = upscale_uint8(model, torch.stack([lr for _, lr, _ in loaded]), device)
+    hr = torch.stack([hr for _, _, hr in loaded]).to(device)
     if device.type == "mps":  # has no float64
         sr, hr = sr.cpu(), hr.cpu()
-    return Score(image.name, psnr_y(sr, hr, scale).item(), ssim_y(sr, hr, scale).item(), distance)
+    columns = {metric.label: metric.measure(sr, hr) for metric in metrics}
+    names = [image.name for image, _, _ in loaded]
+    if teacher and all(name in teacher for name in names):
+        target = torch.stack([teacher[name] for name in names]).to(sr.device)
+        columns[AGREEMENT] = psnr_y(sr, target, model.spec.scale)
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return [(name, dict(zip(columns, row)), one.cpu()) for name, row, one in zip(names, rows, sr)]
+
+
+def _find(values: Mapping[str, float], label: str) -> float | None:
+    if label in values:
+        return values[label]
+    return next((value for key, value in values.items() if key.rpartition("_b")[0] == label), None)

@@ -1,28 +1,60 @@
-"""Results as a table, JSON and CSV."""
+"""Results as a table for people, Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_text
-from .protocol import SetResult, describe_protocol, metric_names
+from .metrics import Metric
+from .profile import Profile
+from .protocol import AGREEMENT, SetResult, describe_protocol
 
 
-def format_table(results: Sequence[SetResult], scale: int, lpips: str | None, per_image: bool = False) -> str:
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report shows.
+
+    Attributes:
+        scale: upscaling factor.
+        metrics: what was measured, in the order of the columns.
+        results: one for each model and set.
+        profiles: size and speed of the models, by name; may be empty.
+        remarks: sentences about the sets.
+    """
+
+    scale: int
+    metrics: Sequence[Metric]
+    results: Sequence[SetResult]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the columns: the metrics, and the agreement with the teacher if it was measured."""
+        measured = any(AGREEMENT in score.values for result in self.results for score in result.scores)
+        return [metric.label for metric in self.metrics] + ([AGREEMENT] if measured else [])
+
+    @property
+    def protocol(self) -> list[str]:
+        """How it was measured, in sentences."""
+        return describe_protocol(self.scale, self.metrics, AGREEMENT in self.labels)
+
+    def cell(self, label: str, value: float | None) -> str:
+        """A value as a table shows it."""
+        digits = {metric.label: metric.digits for metric in self.metrics}.get(label, 3)
+        return "n/a" if value is None else "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def format_table(report: Report, per_image: bool = False) -> str:
     """Means of each model on each set, in columns for people; with ``per_image`` also a row for every image."""
-    psnr_name, ssim_name, lpips_name = metric_names(scale, lpips or "")
-    header = ["set", "model", "image", psnr_name, ssim_name, lpips_name if lpips else "lpips"]
-    rows = []
-    for result in results:
-        if per_image:
-            rows += [[result.set, result.model, s.image, *_cells(s.psnr, s.ssim, s.lpips)] for s in result.scores]
-        means = (result.mean(metric) for metric in ("psnr", "ssim", "lpips"))
-        rows.append([result.set, result.model, f"mean of {len(result.scores)}", *_cells(*means)])
+    header = ["set", "model", "image", *report.labels]
+    rows = _rows(report, per_image)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [_line(header, widths), "  ".join("-" * width for width in widths)]
     for index, row in enumerate(rows):
@@ -36,65 +68,97 @@ def notes_on(results: Sequence[SetResult]) -> list[str]:
     """Sentences that belong under the table: identical images, and images that could not be measured."""
     notes = []
     for result in results:
-        same = [score.image for score in result.scores if math.isinf(score.psnr)]
+        same = [s.image for s in result.scores if any(math.isinf(v) for k, v in s.values.items() if k != AGREEMENT)]
         if same:
             notes.append(
                 f"{result.model} on {result.set}: identical to HR, kept out of the mean PSNR: {', '.join(same)}."
+            )
+        alike = [s.image for s in result.scores if math.isinf(s.values.get(AGREEMENT, 0.0))]
+        if alike:
+            notes.append(
+                f"{result.model} on {result.set}: identical to the teacher's output, kept out of the mean: {', '.join(alike)}."
             )
         notes += [f"{result.model} on {result.set}: {problem}" for problem in result.problems]
     return notes
 
 
-def as_dict(results: Sequence[SetResult], scale: int, lpips: str | None) -> dict[str, Any]:
+def as_dict(report: Report) -> dict[str, Any]:
     """Everything as plain values; an infinite PSNR is the string "inf"."""
     return {
-        "scale": scale,
-        "protocol": describe_protocol(scale, lpips),
+        "scale": report.scale,
+        "protocol": report.protocol,
+        "remarks": list(report.remarks),
+        "models": {name: profile.as_dict() for name, profile in report.profiles.items()},
         "results": [
             {
                 "model": result.model,
                 "set": result.set,
-                "mean": _named(scale, lpips, *(result.mean(metric) for metric in ("psnr", "ssim", "lpips"))),
-                "images": [{"image": s.image, **_named(scale, lpips, s.psnr, s.ssim, s.lpips)} for s in result.scores],
+                "mean": {label: _plain(result.mean(label)) for label in report.labels},
+                "images": [
+                    {"image": s.image, **{label: _plain(s.values.get(label)) for label in report.labels}}
+                    for s in result.scores
+                ],
                 "problems": result.problems,
             }
-            for result in results
+            for result in report.results
         ],
     }
 
 
-def write_report(folder: Path, results: Sequence[SetResult], scale: int, lpips: str | None) -> list[Path]:
-    """Write ``results.json`` and ``results.csv`` into ``folder``; returns their paths.
+def as_markdown(report: Report) -> str:
+    """The means, the sizes and the protocol as Markdown."""
+    parts = [
+        f"# Evaluation at x{report.scale}",
+        _markdown_table(["set", "model", "images", *report.labels], _rows(report)),
+    ]
+    if report.profiles:
+        rows = [[name, *profile.cells()] for name, profile in report.profiles.items()]
+        parts.append(_markdown_table(["model", *Profile.HEADER], rows))
+    parts += ["\n".join(f"- {line}" for line in lines) for lines in (report.protocol, report.remarks) if lines]
+    notes = notes_on(report.results)
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(folder: Path, report: Report) -> list[Path]:
+    """Write ``results.json``, ``results.csv`` and ``results.md`` into ``folder``; returns their paths.
 
     Raises:
         UserError: a file cannot be written.
     """
-    tree = as_dict(results, scale, lpips)
-    names = list(_named(scale, lpips, None, None, None))
+    tree = as_dict(report)
     text = io.StringIO()
-    table = csv.DictWriter(text, ["model", "set", "image", *names], lineterminator="\n")
+    table = csv.DictWriter(text, ["model", "set", "image", *report.labels], lineterminator="\n")
     table.writeheader()
     for result in tree["results"]:
         for row in [*result["images"], {"image": "mean", **result["mean"]}]:
             table.writerow({"model": result["model"], "set": result["set"], **row})
-    paths = [folder / "results.json", folder / "results.csv"]
+    paths = [folder / f"results.{kind}" for kind in ("json", "csv", "md")]
     write_json(paths[0], tree)
     write_text(paths[1], text.getvalue())
+    write_text(paths[2], as_markdown(report))
     return paths
 
 
-def _named(
-    scale: int, lpips: str | None, psnr: float | None, ssim: float | None, distance: float | None
-) -> dict[str, Any]:
-    names = metric_names(scale, lpips or "alex")
-    values = {names[0]: "inf" if psnr is not None and math.isinf(psnr) else psnr, names[1]: ssim}
-    return values | {names[2]: distance} if lpips else values
+def _rows(report: Report, per_image: bool = False) -> list[list[str]]:
+    rows = []
+    for result in report.results:
+        for score in result.scores if per_image else ():
+            cells = [report.cell(label, score.values.get(label)) for label in report.labels]
+            rows.append([result.set, result.model, score.image, *cells])
+        means = [report.cell(label, result.mean(label)) for label in report.labels]
+        rows.append([result.set, result.model, f"mean of {len(result.scores)}", *means])
+    return rows
 
 
-def _cells(psnr: float | None, ssim: float | None, lpips: float | None) -> list[str]:
-    shown = ["inf" if psnr is not None and math.isinf(psnr) else psnr, ssim, lpips]
-    formats = ["{:.3f}", "{:.4f}", "{:.4f}"]
-    return ["n/a" if v is None else v if isinstance(v, str) else f.format(v) for v, f in zip(shown, formats)]
+def _plain(value: float | None) -> float | str | None:
+    return "inf" if value is not None and math.isinf(value) else value
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

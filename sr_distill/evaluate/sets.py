@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data import embedded
 from ..data.bicubic import downscale_to_uint8
-from ..data.images import list_images, read_rgb, to_tensor
+from ..data.images import image_size, list_images, read_rgb, to_tensor
 from ..errors import UserError
 from ..files import DATA_ROOT_VARIABLE
 
@@ -49,6 +49,24 @@ class BenchmarkSet:
 
     name: str
     images: list[BenchmarkImage]
+
+    def batches(self, most: int = 2**20) -> list[list[BenchmarkImage]]:
+        """The images in groups of one size, of at most ``most`` HR pixels together; a larger image is a group of its own.
+
+        An image whose size cannot be read is a group of its own, too.
+        """
+        groups: list[list[BenchmarkImage]] = []
+        open_groups: dict[tuple[int, int], list[BenchmarkImage]] = {}
+        for image in self.images:
+            size = image_size(image.hr)
+            group = open_groups.get(size) if size else None
+            if group is None or (len(group) + 1) * size[0] * size[1] > most:
+                group = []
+                groups.append(group)
+                if size:
+                    open_groups[size] = group
+            group.append(image)
+        return groups
 
     @property
     def made_lr(self) -> int:

@@ -32,7 +32,7 @@ def upscale(
     sr = torch.empty(3, height * scale, width * scale, dtype=torch.uint8)
     for rows, outer_rows in _spans(height, tile, overlap):
         for cols, outer_cols in _spans(width, tile, overlap):
-            out = upscale_uint8(model, lr[:, outer_rows, outer_cols], device)
+            out = upscale_uint8(model, lr[None, :, outer_rows, outer_cols], device)[0]
             inner_rows = _scaled(rows, scale, outer_rows.start)
             inner_cols = _scaled(cols, scale, outer_cols.start)
             sr[:, _scaled(rows, scale), _scaled(cols, scale)] = out[:, inner_rows, inner_cols].cpu()

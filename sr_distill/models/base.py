@@ -101,8 +101,8 @@ class SRModel(nn.Module):
 
 
 def upscale_uint8(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
-    """uint8 RGB (3, h, w) to uint8 (3, h*scale, w*scale) on ``device``, the whole image at once; the model is there already."""
-    return to_uint8(model(lr.to(device).float().div(255.0).unsqueeze(0))[0])
+    """uint8 RGB (B, 3, h, w) to uint8 (B, 3, h*scale, w*scale) on ``device``, whole images at once; the model is there already."""
+    return to_uint8(model(lr.to(device).float().div(255.0)))
 
 
 def bicubic_model(scale: int) -> SRModel:

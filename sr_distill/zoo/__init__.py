@@ -27,10 +27,14 @@ def open_model(name: str, scale: int | None = None, architecture: ArchitectureOp
     Raises:
         UserError: there is no such model, it cannot be read, or it is for another scale.
     """
+    return load_model(find_file(name), scale, architecture)
+
+
+def find_file(name: str) -> Path:
+    """The file of a model that a user names; arguments and errors as in :func:`open_model`."""
     if name in ZOO:
-        return load_model(ZOO[name], scale, architecture)
+        return ZOO[name]
     try:
-        path = find(name, "model")
+        return find(name, "model")
     except UserError as error:
         raise UserError(f"{error} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
-    return load_model(path, scale, architecture)

@@ -1,0 +1,170 @@
+"""What a network costs: parameters, multiply-accumulates, activations, memory, and time measured here."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import weakref
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import SRModel
+
+FRAME = (720, 1280)
+"""Height and width of the output that costs are stated for, as in the papers."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of one network.
+
+    Attributes:
+        parameters: number of weights.
+        macs: multiply-accumulates of convolutions and matrix products for a 1280x720 output.
+        activations: elements that convolutions and linear layers put out for that output (as in the NTIRE challenges).
+        peak_memory: bytes of all tensors that are alive at once in that pass, in float32, without the weights.
+        latency_ms, spread_ms: median time of a pass at that output, measured here, and half the distance of the quartiles.
+        device: where it was measured.
+        file_bytes: size of its file; None if it has none.
+    """
+
+    parameters: int
+    macs: int
+    activations: int
+    peak_memory: int
+    latency_ms: float
+    spread_ms: float
+    device: str
+    file_bytes: int | None = None
+
+    HEADER: ClassVar[tuple[str, ...]] = (
+        "parameters",
+        "MACs at 1280x720",
+        "activations",
+        "peak memory",
+        "latency here",
+        "file",
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values by name."""
+        return asdict(self)
+
+    def cells(self) -> list[str]:
+        """The values as a table shows them, in the order of ``HEADER``."""
+        file = "" if self.file_bytes is None else f"{self.file_bytes / 1e6:.2f} MB"
+        latency = f"{self.latency_ms:.1f} ± {self.spread_ms:.1f} ms ({self.device})"
+        return [
+            f"{self.parameters / 1e3:,.1f} K",
+            f"{self.macs / 1e9:,.2f} G",
+            f"{self.activations / 1e6:,.1f} M",
+            f"{self.peak_memory / 1e6:,.0f} MB",
+            latency,
+            file,
+        ]
+
+
+def profile_model(model: SRModel, device: torch.device, runs: int = 5, file: Path | None = None) -> Profile:
+    """Measure one network at a 1280x720 output.
+
+    Args:
+        model: in eval mode; moved to ``device`` to be timed.
+        runs: passes that are timed, after one that is not.
+        file: where its weights lie, for their size.
+    """
+    size = tuple(round(side / model.spec.scale) for side in FRAME)
+    macs, activations, peak = _count(model, size)
+    times = measure_latency(model, size, device, runs)
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return Profile(
+        parameters=model.num_parameters,
+        macs=macs,
+        activations=activations,
+        peak_memory=peak,
+        latency_ms=statistics.median(times),
+        spread_ms=(quartiles[2] - quartiles[0]) / 2,
+        device=str(device),
+        file_bytes=file.stat().st_size if file is not None and file.is_file() else None,
+    )
+
+
+@torch.no_grad()
+def measure_latency(model: SRModel, size: tuple[int, int], device: torch.device, runs: int) -> list[float]:
+    """Milliseconds of each of ``runs`` passes over one image of this height and width; one pass before is not counted."""
+    model = model.to(device).eval()
+    lr = torch.rand(1, 3, *size, device=device)
+    times = []
+    for index in range(runs + 1):
+        _wait(device)
+        start = time.perf_counter()
+        model(lr)
+        _wait(device)
+        if index:
+            times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _count(model: SRModel, size: tuple[int, int]) -> tuple[int, int, int]:
+    """MACs, activations and peak memory; without computing anything where the network can run on the meta device."""
+    try:
+        return _count_on("meta", model, size)
+    except (NotImplementedError, RuntimeError):
+        return _count_on("cpu", model, size)
+
+
+@torch.no_grad()
+def _count_on(device: str, model: SRModel, size: tuple[int, int]) -> tuple[int, int, int]:
+    copied = copy.deepcopy(model).to(device).eval()
+    activations: list[int] = []
+    for module in copied.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            module.register_forward_hook(lambda m, i, out: activations.append(out.numel()))
+    lr = torch.zeros(1, 3, *size, device=device)
+    with FlopCounterMode(display=False) as flops, _PeakMemory() as memory:
+        copied(lr)
+    return flops.get_total_flops() // 2, sum(activations), memory.peak
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Bytes of all tensors made while this lasts that are alive at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._alive = 0
+        self._holders: Counter[int] = Counter()  # tensors that share each piece of memory
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor):
+                self._add(value)
+        return out
+
+    def _add(self, value: Tensor) -> None:
+        storage = value.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if self._holders[key] == 0:
+            self._alive += size
+            self.peak = max(self.peak, self._alive)
+        self._holders[key] += 1
+        weakref.finalize(value, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._holders[key] -= 1
+        if self._holders[key] == 0:
+            self._alive -= size
