@@ -82,14 +82,18 @@ def architecture(**tree):
 
 # Small variants of every network, so that tests stay fast. A new network without an entry here is tested with its defaults.
 SMALL = {
+    "bsrn": {"num_feat": 8, "num_block": 2},
+    "carn_m": {"num_feat": 8, "groups": 2},
     "compact": {"num_feat": 8, "num_block": 2},
     "ecbsr": {"num_feat": 8, "num_block": 2},
     "edsr": {"num_feat": 8, "num_block": 2},
+    "efdn": {"num_feat": 8},
     "imdn": {"num_feat": 16, "num_block": 2},
     "mobile_sr": {"num_feat": 8, "num_block": 2},
     "msrresnet": {"num_feat": 8, "num_block": 2},
     "pan": {"num_feat": 8, "num_up_feat": 6, "num_block": 2},
     "rcan": {"num_feat": 16, "num_group": 1, "num_block": 2},
+    "rfdn": {"num_feat": 8, "num_block": 2},
     "rlfn": {"num_feat": 8, "num_block": 2},
     "rrdbnet": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4},
     "swinir": {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4},

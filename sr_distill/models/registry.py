@@ -6,7 +6,7 @@ from ..errors import UserError
 from ..options import ArchitectureOptions
 from . import basicsr
 from .base import Architecture, ModelSpec, SRModel
-from .published import imdn, pan, rlfn
+from .published import bsrn, carn_m, efdn, imdn, pan, rfdn, rlfn
 from .students import ecbsr, fsrcnn, mobile_sr
 
 STUDENTS: dict[str, Architecture] = {
@@ -18,11 +18,15 @@ STUDENTS: dict[str, Architecture] = {
 """Networks small enough for a phone."""
 
 TEACHERS: dict[str, Architecture] = {
+    "bsrn": bsrn.ARCHITECTURE,
+    "carn_m": carn_m.ARCHITECTURE,
     "edsr": basicsr.EDSR,
+    "efdn": efdn.ARCHITECTURE,
     "imdn": imdn.ARCHITECTURE,
     "msrresnet": basicsr.MSRRESNET,
     "pan": pan.ARCHITECTURE,
     "rcan": basicsr.RCAN,
+    "rfdn": rfdn.ARCHITECTURE,
     "rlfn": rlfn.ARCHITECTURE,
     "rrdbnet": basicsr.RRDBNET,
     "swinir": basicsr.SWINIR,

@@ -147,7 +147,59 @@ class PAN(Options):
     num_block: Depth = Field(16, description="Self-calibrated pixel attention blocks.")
 
 
+class CARNM(Options):
+    """Ahn et al. 2018, CARN-M: cascading residual network, mobile variant."""
+
+    type: Literal["carn_m"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    groups: int = Field(4, ge=1, description="Groups of the 3x3 convolutions in blocks and upsampler.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> CARNM:
+        if self.num_feat % self.groups:
+            raise ValueError(f"num_feat {self.num_feat} is not a multiple of groups {self.groups}")
+        return self
+
+
+class RFDN(Options):
+    """Liu et al. 2020, residual feature distillation network; works on 0-255 inside."""
+
+    type: Literal["rfdn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(50, ge=4, description="Channels of the body.")
+    num_block: Depth = Field(4, description="Residual feature distillation blocks.")
+
+
+class EFDN(Options):
+    """Wang 2022, edge-enhanced feature distillation network in its deployed form (plain 3x3 convolutions)."""
+
+    type: Literal["efdn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(48, ge=4, description="Channels of the body.")
+
+
+class BSRN(Options):
+    """Li et al. 2022, blueprint separable residual network; the defaults are the NTIRE 2022 entry (BSRN-S)."""
+
+    type: Literal["bsrn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(48, ge=4, description="Channels of the body.")
+    num_block: Depth = Field(5, description="Efficient separable distillation blocks.")
+
+
 ArchitectureOptions = Annotated[
-    MobileSR | FSRCNN | ECBSR | Compact | EDSR | RCAN | RRDBNet | SwinIR | MSRResNet | RLFN | IMDN | PAN,
+    MobileSR
+    | FSRCNN
+    | ECBSR
+    | Compact
+    | EDSR
+    | RCAN
+    | RRDBNet
+    | SwinIR
+    | MSRResNet
+    | RLFN
+    | IMDN
+    | PAN
+    | CARNM
+    | RFDN
+    | EFDN
+    | BSRN,
     Field(discriminator="type"),
 ]

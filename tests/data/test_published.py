@@ -22,7 +22,7 @@ pytestmark = pytest.mark.data
 CPU = torch.device("cpu")
 
 # PSNR-Y and SSIM-Y on Set5 and Set14; None: no published number at hand. Sources: the papers of IMDN (table 3), PAN (table 3)
-# and RLFN (table 4) as far as given there; PSNR of these very files measured with BasicSR's metrics.
+# and RLFN (table 4) as far as given there; PSNR of these very files measured with BasicSR's metrics. CARN-M is one file.
 PUBLISHED = {
     ("IMDN_x2.pth", 2): ((38.00, 0.9605), (33.63, 0.9177)),
     ("IMDN_x3.pth", 3): ((34.36, 0.9270), (30.33, 0.8417)),
@@ -35,6 +35,12 @@ PUBLISHED = {
     ("rlfn_x4.pth", 4): ((32.24, None), (28.62, None)),
     ("rlfn_s_x4.pth", 4): ((32.24, None), (28.62, None)),
     ("rlfn_ntire_x4.pth", 4): ((32.10, None), (28.60, None)),
+    ("carn_m.pth", 2): ((37.68, None), (33.30, None)),
+    ("carn_m.pth", 3): ((34.06, None), (30.10, None)),
+    ("carn_m.pth", 4): ((31.88, None), (28.42, None)),
+    ("rfdn_x4.pth", 4): ((32.16, None), (28.65, None)),
+    ("efdn_x4.pth", 4): ((32.08, None), (28.58, None)),
+    ("bsrn_x4.pth", 4): ((32.01, None), (28.59, None)),
     ("craft_x4.pth", 4): ((32.40, None), None),
 }
 BICUBIC = {

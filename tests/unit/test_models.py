@@ -97,7 +97,8 @@ def test_a_luma_student_leaves_chroma_to_bicubic(name):
 @pytest.mark.parametrize(
     ("tree", "scale", "parameters"),
     [
-        # EDSR-baseline, IMDN, PAN: parameters of the papers' tables; RLFN: of the authors' repository.
+        # EDSR-baseline, IMDN, PAN: parameters of the papers' tables; RLFN: of the authors' repository; RFDN, EFDN, BSRN: of the
+        # authors' checkpoints.
         ({"type": "edsr"}, 2, 1_369_859),
         ({"type": "edsr"}, 3, 1_554_499),
         ({"type": "edsr"}, 4, 1_517_571),
@@ -110,6 +111,13 @@ def test_a_luma_student_leaves_chroma_to_bicubic(name):
         ({"type": "rlfn"}, 2, 526_856),
         ({"type": "rlfn"}, 4, 543_740),
         ({"type": "rlfn", "num_feat": 46, "num_mid": 48, "num_block": 4}, 4, 317_218),
+        ({"type": "rfdn"}, 4, 433_448),
+        ({"type": "efdn"}, 4, 276_192),
+        ({"type": "bsrn"}, 4, 156_288),
+        # CARN-M: 414,811 in the authors' checkpoint, of which 194,880 are the upsamplers of the three scales.
+        ({"type": "carn_m"}, 2, 414_811 - 194_880 + 37_120),
+        ({"type": "carn_m"}, 3, 414_811 - 194_880 + 83_520),
+        ({"type": "carn_m"}, 4, 414_811 - 194_880 + 74_240),
         # ECBSR in its deployed form, luma: 2.75 K and 11.8 K.
         ({"type": "ecbsr", "num_block": 4, "num_feat": 8}, 2, 2_748),
         ({"type": "ecbsr", "num_block": 4, "num_feat": 16}, 4, 11_840),
@@ -300,6 +308,39 @@ def test_pan_has_the_same_weights_for_two_scales(tmp_path):
     assert load_model(tmp_path / "pan.pth", scale=2).spec.scale == 2
     with pytest.raises(UserError, match="x2 and x3; say which scale"):
         load_model(tmp_path / "pan.pth")
+
+
+def test_carn_m_takes_its_upsampler_from_a_file_for_several_scales(tmp_path):
+    models = {scale: build_model(small("carn_m"), scale).eval() for scale in (2, 3, 4)}
+    common = {key: value for key, value in models[2].net.state_dict().items() if not key.startswith("upsample.")}
+    upsamplers = [model.net.upsample.state_dict(prefix="upsample.") for model in models.values()]
+    torch.save(common | upsamplers[0] | upsamplers[1] | upsamplers[2], tmp_path / "all.pth")
+    image = torch.rand(1, 3, 9, 8)
+    for scale, model in models.items():
+        model.net.load_state_dict(common, strict=False)
+        loaded = load_model(tmp_path / "all.pth", scale=scale)
+        assert model_key(loaded) == model_key(model)
+        save_model(loaded, tmp_path / "one.safetensors")
+        with torch.no_grad():
+            assert torch.equal(load_model(tmp_path / "one.safetensors")(image), model(image))
+    with pytest.raises(UserError, match="x2 and x3 and x4; say which scale"):
+        load_model(tmp_path / "all.pth")
+    torch.save(common | upsamplers[2] | {"upsample.up5.body.0.bias": torch.zeros(1)}, tmp_path / "strange.pth")
+    with pytest.raises(UserError, match=r"do not fit carn_m at scale 4.*up5"):
+        load_model(tmp_path / "strange.pth")
+
+
+def test_a_published_network_is_not_taken_for_its_relatives(tmp_path):
+    """Larger networks of the same authors, which are not built here, share most names with these."""
+    for name, extra in (("carn_m", "b1.b2.body.0.weight"), ("bsrn", None)):
+        state = dict(build_model(small(name), 4).net.state_dict())
+        if extra is None:
+            state = {key: value for key, value in state.items() if not key.endswith(".cw")}
+        else:
+            state[extra] = torch.zeros(1)
+        torch.save(state, tmp_path / "m.pth")
+        with pytest.raises(UserError, match="no known network has these weights"):
+            load_model(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize("name", ["msrresnet", "rcan", "rrdbnet", "swinir", "edsr"])
