@@ -85,6 +85,7 @@ SMALL = {
     "compact": {"num_feat": 8, "num_block": 2},
     "ecbsr": {"num_feat": 8, "num_block": 2},
     "edsr": {"num_feat": 8, "num_block": 2},
+    "hit_srf": {"embed_dim": 32, "depths": [3], "num_heads": [2]},
     "imdn": {"num_feat": 16, "num_block": 2},
     "mobile_sr": {"num_feat": 8, "num_block": 2},
     "msrresnet": {"num_feat": 8, "num_block": 2},

@@ -6,7 +6,7 @@ from ..errors import UserError
 from ..options import ArchitectureOptions
 from . import basicsr
 from .base import Architecture, ModelSpec, SRModel
-from .published import imdn, pan, rlfn
+from .published import hit_srf, imdn, pan, rlfn
 from .students import ecbsr, fsrcnn, mobile_sr
 
 STUDENTS: dict[str, Architecture] = {
@@ -19,6 +19,7 @@ STUDENTS: dict[str, Architecture] = {
 
 TEACHERS: dict[str, Architecture] = {
     "edsr": basicsr.EDSR,
+    "hit_srf": hit_srf.ARCHITECTURE,
     "imdn": imdn.ARCHITECTURE,
     "msrresnet": basicsr.MSRRESNET,
     "pan": pan.ARCHITECTURE,

@@ -21,8 +21,8 @@ from sr_distill.zoo import ZOO, open_model
 pytestmark = pytest.mark.data
 CPU = torch.device("cpu")
 
-# PSNR-Y and SSIM-Y on Set5 and Set14; None: no published number at hand. Sources: the papers of IMDN (table 3), PAN (table 3)
-# and RLFN (table 4) as far as given there; PSNR of these very files measured with BasicSR's metrics.
+# PSNR-Y and SSIM-Y on Set5 and Set14; None: no published number at hand. Sources: the papers of IMDN (table 3), PAN (table 3),
+# RLFN (table 4) and HiT-SR (table 2) as far as given there; PSNR of these very files measured with BasicSR's metrics.
 PUBLISHED = {
     ("IMDN_x2.pth", 2): ((38.00, 0.9605), (33.63, 0.9177)),
     ("IMDN_x3.pth", 3): ((34.36, 0.9270), (30.33, 0.8417)),
@@ -35,6 +35,7 @@ PUBLISHED = {
     ("rlfn_x4.pth", 4): ((32.24, None), (28.62, None)),
     ("rlfn_s_x4.pth", 4): ((32.24, None), (28.62, None)),
     ("rlfn_ntire_x4.pth", 4): ((32.10, None), (28.60, None)),
+    ("hit_srf_x4.pth", 4): ((32.55, None), (28.87, None)),
     ("craft_x4.pth", 4): ((32.40, None), None),
 }
 BICUBIC = {
