@@ -88,6 +88,7 @@ SMALL = {
     "ecbsr": {"num_feat": 8, "num_block": 2},
     "edsr": {"num_feat": 8, "num_block": 2},
     "efdn": {"num_feat": 8},
+    "hit_srf": {"embed_dim": 32, "depths": [3], "num_heads": [2]},
     "imdn": {"num_feat": 16, "num_block": 2},
     "mobile_sr": {"num_feat": 8, "num_block": 2},
     "msrresnet": {"num_feat": 8, "num_block": 2},

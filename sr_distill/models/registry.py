@@ -6,7 +6,7 @@ from ..errors import UserError
 from ..options import ArchitectureOptions
 from . import basicsr
 from .base import Architecture, ModelSpec, SRModel
-from .published import bsrn, carn_m, efdn, imdn, pan, rfdn, rlfn
+from .published import bsrn, carn_m, efdn, hit_srf, imdn, pan, rfdn, rlfn
 from .students import ecbsr, fsrcnn, mobile_sr
 
 STUDENTS: dict[str, Architecture] = {
@@ -22,6 +22,7 @@ TEACHERS: dict[str, Architecture] = {
     "carn_m": carn_m.ARCHITECTURE,
     "edsr": basicsr.EDSR,
     "efdn": efdn.ARCHITECTURE,
+    "hit_srf": hit_srf.ARCHITECTURE,
     "imdn": imdn.ARCHITECTURE,
     "msrresnet": basicsr.MSRRESNET,
     "pan": pan.ARCHITECTURE,

@@ -184,6 +184,40 @@ class BSRN(Options):
     num_block: Depth = Field(5, description="Efficient separable distillation blocks.")
 
 
+class HiTSRF(Options):
+    """Zhang et al. 2024, HiT-SRF: a transformer with windows that grow from block to block (866 K parameters at x4)."""
+
+    type: Literal["hit_srf"] = Field(description="Name of the network.")
+    embed_dim: int = Field(60, ge=16, le=1024, description="Channels of the tokens.")
+    depths: list[Depth] = Field([6, 6, 6, 6], description="Transformer blocks in each residual group.")
+    num_heads: list[Depth] = Field([6, 6, 6, 6], description="Heads of the spatial correlation in each residual group.")
+    windows: list[Width] = Field(
+        [4, 8, 16, 32, 48, 64], description="Side of the window in the first, second, ... block of each group."
+    )
+    base_window: Width = Field(
+        8, description="Values of a larger window are gathered into base_window x base_window cells."
+    )
+    mlp_ratio: float = Field(2.0, gt=0, description="Hidden size of the feed-forward part over embed_dim.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> HiTSRF:
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths has {len(self.depths)} entries and num_heads {len(self.num_heads)}; give one of each for every group"
+            )
+        if any(self.embed_dim % (2 * heads) for heads in self.num_heads):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of twice every entry of num_heads {self.num_heads}"
+            )
+        if any(depth > len(self.windows) for depth in self.depths):
+            raise ValueError(
+                f"windows has {len(self.windows)} entries; give one for every block of the depths {self.depths}"
+            )
+        if any(window > self.base_window and window % self.base_window for window in self.windows):
+            raise ValueError(f"windows {self.windows} above base_window {self.base_window} must be multiples of it")
+        return self
+
+
 ArchitectureOptions = Annotated[
     MobileSR
     | FSRCNN
@@ -200,6 +234,7 @@ ArchitectureOptions = Annotated[
     | CARNM
     | RFDN
     | EFDN
-    | BSRN,
+    | BSRN
+    | HiTSRF,
     Field(discriminator="type"),
 ]

@@ -21,8 +21,8 @@ from sr_distill.zoo import ZOO, open_model
 pytestmark = pytest.mark.data
 CPU = torch.device("cpu")
 
-# PSNR-Y and SSIM-Y on Set5 and Set14; None: no published number at hand. Sources: the papers of IMDN (table 3), PAN (table 3)
-# and RLFN (table 4) as far as given there; PSNR of these very files measured with BasicSR's metrics. CARN-M is one file.
+# PSNR-Y and SSIM-Y on Set5 and Set14; None: no published number at hand. Sources: the papers of IMDN (table 3), PAN (table 3),
+# RLFN (table 4) and HiT-SR (table 2) as far as given there; PSNR of these very files measured with BasicSR's metrics. CARN-M is one file.
 PUBLISHED = {
     ("IMDN_x2.pth", 2): ((38.00, 0.9605), (33.63, 0.9177)),
     ("IMDN_x3.pth", 3): ((34.36, 0.9270), (30.33, 0.8417)),
@@ -41,6 +41,7 @@ PUBLISHED = {
     ("rfdn_x4.pth", 4): ((32.16, None), (28.65, None)),
     ("efdn_x4.pth", 4): ((32.08, None), (28.58, None)),
     ("bsrn_x4.pth", 4): ((32.01, None), (28.59, None)),
+    ("hit_srf_x4.pth", 4): ((32.55, None), (28.87, None)),
     ("craft_x4.pth", 4): ((32.40, None), None),
 }
 BICUBIC = {

@@ -68,6 +68,7 @@ def test_auto_takes_the_blocks_of_well_known_networks():
     assert paths("rcan", num_feat=16, num_group=3, num_block=4) == [f"body.{i}" for i in range(3)]
     assert paths("mobile_sr", num_feat=8, num_block=3) == ["body.1", "body.3", "body.5", "body.7"]
     assert paths("ecbsr", num_feat=8, num_block=3) == [f"backbone.{i}" for i in range(4)]
+    assert paths("hit_srf", embed_dim=16, num_heads=[2] * 4, depths=[2] * 4) == [f"layers.{i}" for i in range(4)]
     assert paths("swinir", embed_dim=8, num_heads=[2] * 4, depths=[2] * 4) == [f"layers.{i}" for i in range(4)]
 
 
@@ -100,6 +101,15 @@ def test_padding_is_cut_off_the_maps():
     assert torch.equal(Taps(inside, ["body"]).run(lr).features["body"], lr)
     outside = SRModel(_PadsInside(), ModelSpec(name="t", scale=1, size_multiple=8))
     assert torch.equal(Taps(outside, ["body"]).run(lr).features["body"], lr)
+
+
+def test_windows_larger_than_the_image_leave_maps_their_size():
+    model = build_model(architecture(type="hit_srf", embed_dim=16, depths=[6], num_heads=[2]), 2)
+    points = list_taps(model)
+    maps = Taps(model, [point.path for point in points]).run(torch.rand(2, 3, 9, 12)).features
+    assert "layers.0.residual_group.blocks.5.correlation" in maps
+    for point in points:
+        assert maps[point.path].shape == (2, point.channels, 9 * point.stride, 12 * point.stride), point
 
 
 def test_a_wrong_path_names_the_nearest():

@@ -97,13 +97,14 @@ def test_a_luma_student_leaves_chroma_to_bicubic(name):
 @pytest.mark.parametrize(
     ("tree", "scale", "parameters"),
     [
-        # EDSR-baseline, IMDN, PAN: parameters of the papers' tables; RLFN: of the authors' repository; RFDN, EFDN, BSRN: of the
+        # EDSR-baseline, HiT-SRF, IMDN, PAN: parameters of the papers' tables; RLFN: of the authors' repository; RFDN, EFDN, BSRN: of the
         # authors' checkpoints.
         ({"type": "edsr"}, 2, 1_369_859),
         ({"type": "edsr"}, 3, 1_554_499),
         ({"type": "edsr"}, 4, 1_517_571),
         ({"type": "rcan", "num_group": 10, "num_block": 20}, 4, 15_592_355),
         ({"type": "rrdbnet"}, 4, 16_697_987),
+        ({"type": "hit_srf"}, 4, 866_420),
         ({"type": "imdn"}, 2, 694_404),
         ({"type": "imdn"}, 4, 715_176),
         ({"type": "pan"}, 2, 261_403),
@@ -144,6 +145,55 @@ def test_ecbsr_equals_basicsr_in_value_and_gradient():
     reference = dict(theirs.named_parameters())
     for name, weight in ours.named_parameters():
         torch.testing.assert_close(weight.grad, reference[name].grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 10)])
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_hit_srf_correlates_as_the_paper_writes(block, size):
+    """In windows of 2, 4 and 8 with 4 x 4 cells: every correlation map written out, head by head."""
+    options = architecture(type="hit_srf", embed_dim=32, depths=[3], num_heads=[2], windows=[2, 4, 8], base_window=4)
+    layer = build_model(options, 2).net.layers[0].residual_group.blocks[block].correlation.eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    (height, width), side = size, (2, 4, 8)[block]
+    cells, ratio = min(side, 4), max(side // 4, 1)
+    image = torch.rand(1, 32, height, width)
+    padded = nn.functional.pad(image, (0, -width % side, 0, -height % side), mode="reflect")
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+
+    def gather(values):  # the last dimension but one runs over places: to (..., cells^2, ratio^2, last)
+        values = values.unflatten(-2, (cells, ratio, cells, ratio)).transpose(-4, -3)
+        return values.flatten(-5, -4).flatten(-3, -2)
+
+    with torch.no_grad():
+        pos = layer.pos
+        biases = pos.pos3(pos.pos2(pos.pos1(pos.pos_proj((places[:, None] - places[None]).float()))))
+        biases = gather(biases).mean(-2)
+        maps = layer.qv.conv(padded) * layer.qv.linear(padded)
+        out = torch.zeros_like(padded)
+        for top in range(0, padded.shape[2], side):
+            for left in range(0, padded.shape[3], side):
+                window = (0, slice(None), slice(top, top + side), slice(left, left + side))
+                query, value = maps[window].flatten(1).t().chunk(2, dim=1)
+                heads = []
+                for head in range(2):
+                    part = slice(8 * head, 8 * head + 8)
+                    short = layer.spatial_linear(gather(value[:, part]).transpose(-1, -2)).squeeze(-1)
+                    heads.append((query[:, part] @ short.t() / 8 + biases[..., head]) @ short)
+                channel = (query.t() @ value / side**2 @ value.t()).t()
+                out[window] = torch.cat([*heads, channel], dim=1).t().unflatten(1, (side, side))
+        expected = layer.proj(out[..., :height, :width].flatten(2).transpose(1, 2))
+        got = layer(image.flatten(2).transpose(1, 2), size)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_hit_srf_with_other_windows_is_not_taken_for_the_published_one(tmp_path):
+    options = architecture(type="hit_srf", embed_dim=16, depths=[2], num_heads=[2], windows=[8, 16])
+    model = build_model(options, 2).eval()
+    torch.save(model.net.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(UserError, match="say which one"):
+        load_model(tmp_path / "m.pth")
+    assert model_key(load_model(tmp_path / "m.pth", 2, options)) == model_key(model)
 
 
 def test_collapse_changes_the_form_and_not_the_result():

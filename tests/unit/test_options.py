@@ -114,6 +114,10 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ({"features": {"pairs": [{"student": "a"}]}}, "features.pairs.0.teacher: missing"),
         ({"data": {"train": [{"hr": "a", "lr": "b", "downscale": 2}]}}, "downscale needs LR made"),
         ({"student": {"type": "swinir", "depths": [2, 2], "num_heads": [2]}}, "depths has 2 entries"),
+        ({"student": {"type": "hit_srf", "depths": [2, 2], "num_heads": [2]}}, "depths has 2 entries"),
+        ({"student": {"type": "hit_srf", "embed_dim": 50}}, "is not a multiple of twice every entry of num_heads"),
+        ({"student": {"type": "hit_srf", "windows": [4, 8]}}, "windows has 2 entries; give one for every block"),
+        ({"student": {"type": "hit_srf", "base_window": 5}}, "above base_window 5 must be multiples of it"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, change, expected):
