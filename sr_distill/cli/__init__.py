@@ -11,6 +11,9 @@ COMMANDS = {
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
     "features": "list the layers whose feature maps can be compared",
+    "profile_model": "parameters, MACs, memory and latency of networks",
+    "select_student": "the best of several students within a budget",
+    "prepare_datasets": "check benchmark sets, make their LR images, convert other layouts",
 }
 
 
@@ -24,6 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_command(command.main, given[1:])
     print("usage: sr-distill COMMAND ...\n")
     for name, what in COMMANDS.items():
-        print(f"  {name:10} {what}")
+        print(f"  {name:16} {what}")
     print("\nsr-distill COMMAND --help says more.")
     return 0 if not given or given[0] in ("-h", "--help") else 2

@@ -8,8 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..errors import UserError
+from ..models import SRModel
+from ..zoo import open_model
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
@@ -45,3 +48,39 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The --device option."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+
+
+def load_models(names: Sequence[str], scale: int | None) -> list[SRModel]:
+    """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
+
+    Raises:
+        UserError: a model cannot be loaded or is for another scale.
+    """
+    given = [split_label(name) for name in names]
+    labels = [label or _short_name(name) for label, name in given]
+    clear = [name if labels.count(label) > 1 else label for label, (_, name) in zip(labels, given)]
+    return [open_model(name, scale).renamed(label) for label, (_, name) in zip(clear, given)]
+
+
+def split_label(name: str) -> tuple[str, str]:
+    """LABEL and M of ``LABEL=M``; no label where there is none, or where a file has that name."""
+    label, _, model = name.rpartition("=") if "=" in name and not Path(name).exists() else ("", "", name)
+    return label, model
+
+
+def _short_name(name: str) -> str:
+    """The file's name without its ending; the run's name for experiments/<run>/student.safetensors."""
+    path = Path(name)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        return name
+    return path.parent.name if path.stem == "student" and path.parent.name else path.stem
+
+
+def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for people; the first column is aligned to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )

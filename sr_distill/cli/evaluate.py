@@ -32,8 +32,8 @@ from ..evaluate import (
 )
 from ..files import data_root
 from ..models import SRModel, bicubic_model
-from ..zoo import find_file, open_model
-from .common import add_device, run_command
+from ..zoo import find_file
+from .common import add_device, load_models, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,39 +162,13 @@ def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResu
 
 def _profiles(models: Sequence[SRModel], args: argparse.Namespace, device: object) -> dict[str, Profile]:
     given = [*args.model, *([args.teacher] if args.teacher else [])]
-    files = dict(zip((model.spec.name for model in models[1:]), (find_file(_split(name)[1]) for name in given)))
+    files = dict(zip((model.spec.name for model in models[1:]), (find_file(split_label(name)[1]) for name in given)))
     with progress_bar(total=len(models) - 1, unit="model", desc="size and speed", disable=None, leave=False) as bar:
         profiles = {}
         for model in models[1:]:
             profiles[model.spec.name] = profile_model(model, device, runs=3, file=files.get(model.spec.name))
             bar.update()
     return profiles
-
-
-def load_models(names: Sequence[str], scale: int) -> list[SRModel]:
-    """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
-
-    Raises:
-        UserError: a model cannot be loaded or is for another scale.
-    """
-    given = [_split(name) for name in names]
-    labels = [label or _short_name(name) for label, name in given]
-    clear = [name if labels.count(label) > 1 else label for label, (_, name) in zip(labels, given)]
-    return [open_model(name, scale).renamed(label) for label, (_, name) in zip(clear, given)]
-
-
-def _split(name: str) -> tuple[str, str]:
-    """LABEL and M of ``LABEL=M``; no label where there is none, or where a file has that name."""
-    label, _, model = name.rpartition("=") if "=" in name and not Path(name).exists() else ("", "", name)
-    return label, model
-
-
-def _short_name(name: str) -> str:
-    """The file's name without its ending; the run's name for experiments/<run>/student.safetensors."""
-    path = Path(name)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        return name
-    return path.parent.name if path.stem == "student" and path.parent.name else path.stem
 
 
 def entry() -> int:

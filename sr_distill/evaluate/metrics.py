@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,13 +128,13 @@ def niqe(sr: Tensor, hr: Tensor | None, border: int) -> Tensor:
     """NIQE of uint8 RGB (B, 3, H, W), without reference (``hr`` is not looked at), by BasicSR, on the CPU; (B,) float64.
 
     Raises:
-        ValueError: inside the border no patch of 96x96 pixels is left.
+        ValueError: inside the border there are not two patches of 96x96 pixels, whose statistics it compares.
 
     Source: Mittal et al., "Making a Completely Blind Image Quality Analyzer", 2013.
     """
-    if min(sr.shape[-2:]) - 2 * border < 96:
+    if math.prod((side - 2 * border) // 96 for side in sr.shape[-2:]) < 2:
         raise ValueError(
-            f"NIQE needs at least 96x96 pixels inside a border of {border}, got {sr.shape[-1]}x{sr.shape[-2]}"
+            f"NIQE needs at least two patches of 96x96 pixels inside a border of {border}, got {sr.shape[-1]}x{sr.shape[-2]}"
         )
     calculate = import_basicsr("metrics.niqe").calculate_niqe
     bgr = sr.flip(1).permute(0, 2, 3, 1).cpu().numpy()
@@ -157,9 +158,13 @@ def _inside(sr: Tensor, hr: Tensor, border: int, least: int = 1) -> tuple[Tensor
 
 
 def _luma_255(image: Tensor) -> Tensor:
-    """Y of BT.601 in 16-235 from uint8 RGB (B, 3, H, W), exact: the sum is made of integers; (B, H, W) float64."""
-    red, green, blue = image.int().unbind(1)
-    return (red * 65481 + green * 128553 + blue * 24966).double().div_(255000).add_(16)
+    """Y of BT.601 in 16-235 from uint8 RGB (B, 3, H, W); (B, H, W) float64.
+
+    Rounded to float32 on the way in and out, as BasicSR does: without, PSNR of a small image differs in the sixth decimal.
+    """
+    red, green, blue = image.float().div_(255).unbind(1)
+    luma = red.double().mul_(65.481).add_(green, alpha=128.553).add_(blue, alpha=24.966).add_(16)
+    return luma.div_(255).float().mul_(255).double()
 
 
 def _psnr(x: Tensor, y: Tensor) -> Tensor:

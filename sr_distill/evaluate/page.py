@@ -59,7 +59,7 @@ def write_page(
 def as_html(report: Report, samples: Sequence[Sample]) -> str:
     """The whole page."""
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    names = sorted({result.set for result in report.results})
+    names = dict.fromkeys(result.set for result in report.results)
     notes = notes_on(report.results)
     return template.substitute(
         title=html.escape(f"Super-resolution x{report.scale}: {', '.join(names)}"),
@@ -115,27 +115,33 @@ def _where_it_differs(sr: Tensor, hr: Tensor) -> tuple[int, int]:
 
 def _figure(sample: Sample) -> str:
     names = list(sample.views)
-    options = {
+    chosen = {"left": names[1], "right": names[2] if len(names) > 3 else names[-1]}
+    select = {
         side: "".join(
-            f'<option data-src="{_data_uri(view)}"{" selected" if name == chosen else ""}>{html.escape(name)}</option>'
-            for name, view in sample.views.items()
+            f"<option{' selected' if name == chosen[side] else ''}>{html.escape(name)}</option>" for name in names
         )
-        for side, chosen in (("left", names[1]), ("right", names[2] if len(names) > 3 else names[-1]))
+        for side in chosen
     }
-    errors = "".join(
-        f'<div><img alt="" src="{_data_uri(_error_map(view, sample.views["HR"]))}">{html.escape(name)}</div>'
-        for name, view in sample.views.items()
-        if name not in ("LR", "HR")
-    )
+    errors = {
+        name: _error_map(view, sample.views["HR"]) for name, view in sample.views.items() if name not in ("LR", "HR")
+    }
     return f"""
 <figure>
 <figcaption>{html.escape(sample.title)}</figcaption>
 <div class="compare"><img class="left" alt="left"><img class="right" alt="right"><div class="edge"></div></div>
 <input type="range" min="0" max="100" value="50" step="0.5" aria-label="where the two sides meet">
-<div class="sides"><select class="left" aria-label="left side">{options["left"]}</select>
-<select class="right" aria-label="right side">{options["right"]}</select></div>
-<div class="errors" title="difference to HR, {_ERROR_GAIN} times as bright">{errors}</div>
+<div class="sides"><select class="left" aria-label="left side">{select["left"]}</select>
+<select class="right" aria-label="right side">{select["right"]}</select></div>
+<div class="strip views">{_strip(sample.views)}</div>
+<div class="strip errors" title="difference to HR, {_ERROR_GAIN} times as bright">{_strip(errors)}</div>
 </figure>"""
+
+
+def _strip(views: Mapping[str, Tensor]) -> str:
+    return "".join(
+        f'<div><img alt="" data-name="{html.escape(name)}" src="{_data_uri(view)}">{html.escape(name)}</div>'
+        for name, view in views.items()
+    )
 
 
 def _error_map(view: Tensor, hr: Tensor) -> Tensor:

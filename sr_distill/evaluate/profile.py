@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -130,26 +130,33 @@ def _count(model: SRModel, size: tuple[int, int]) -> tuple[int, int, int]:
 @torch.no_grad()
 def _count_on(device: str, model: SRModel, size: tuple[int, int]) -> tuple[int, int, int]:
     copied = copy.deepcopy(model).to(device).eval()
-    activations: list[int] = []
-    for module in copied.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            module.register_forward_hook(lambda m, i, out: activations.append(out.numel()))
     lr = torch.zeros(1, 3, *size, device=device)
-    with FlopCounterMode(display=False) as flops, _PeakMemory() as memory:
+    with FlopCounterMode(display=False) as flops, _Tensors() as tensors:
         copied(lr)
-    return flops.get_total_flops() // 2, sum(activations), memory.peak
+    return flops.get_total_flops() // 2, tensors.activations, tensors.peak
 
 
-class _PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors made while this lasts that are alive at once, at most."""
+_LAYERS = (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+"""What a convolution or a linear layer becomes."""
+
+
+class _Tensors(TorchDispatchMode):
+    """Looks at all tensors made while this lasts.
+
+    Attributes:
+        peak: bytes that are alive at once, at most.
+        activations: elements that convolutions and linear layers put out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._alive = 0
+        self.peak = self.activations = self._alive = 0
         self._holders: Counter[int] = Counter()  # tensors that share each piece of memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func in _LAYERS:
+            self.activations += out.numel()
         for value in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(value, Tensor):
                 self._add(value)

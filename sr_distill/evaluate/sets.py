@@ -13,6 +13,8 @@ from ..data.images import image_size, list_images, read_rgb, to_tensor
 from ..errors import UserError
 from ..files import DATA_ROOT_VARIABLE
 
+_LR_FOLDER = "LR_bicubic"
+
 
 @dataclass(frozen=True)
 class BenchmarkImage:
@@ -89,10 +91,11 @@ def open_set(name: str, scale: int, root: Path | None) -> BenchmarkSet:
     if name == embedded.NAME:
         return BenchmarkSet(name, [BenchmarkImage(path.stem, path, None) for path in embedded.held_out_photos()])
     folder = _folder(name, root)
-    hr_folder = folder / "HR" if (folder / "HR").is_dir() else folder
-    images = [BenchmarkImage(path.stem, path, _lr_of(path.stem, folder, scale)) for path in list_images(hr_folder)]
-    if not images:
-        raise UserError(f"{hr_folder}: this set holds no image.")
+    if is_selfexsr(folder):
+        raise UserError(
+            f"{folder}: this set is in the layout of SelfExSR; python scripts/prepare_datasets.py NAME --from {folder} converts it."
+        )
+    images = [BenchmarkImage(path.stem, path, _lr_of(path.stem, folder, scale)) for path in list_hr(folder)]
     return BenchmarkSet(folder.name, images)
 
 
@@ -117,6 +120,29 @@ def _folder(name: str, root: Path | None) -> Path:
     raise UserError(f"there is no set '{name}'; looked for {', '.join(str(place) for place in places)}.{there}{hint}")
 
 
+def list_hr(folder: Path) -> list[Path]:
+    """The HR images of a set: those in ``HR/``, or those in the folder itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    hr_folder = folder / "HR" if (folder / "HR").is_dir() else folder
+    images = [path for path in list_images(hr_folder) if _LR_FOLDER not in path.relative_to(folder).parts]
+    if not images:
+        raise UserError(f"{hr_folder}: this set holds no image.")
+    return images
+
+
+def is_selfexsr(folder: Path) -> bool:
+    """Whether a set lies there in the layout of SelfExSR: ``image_SRF_4/img_001_SRF_4_HR.png``."""
+    return any(folder.glob("image_SRF_*/*_HR.png"))
+
+
+def lr_path(folder: Path, stem: str, scale: int) -> Path:
+    """Where the LR image of a set's image lies, as DIV2K has it."""
+    return folder / _LR_FOLDER / f"X{scale}" / f"{stem}x{scale}.png"
+
+
 def _lr_of(stem: str, folder: Path, scale: int) -> Path | None:
-    path = folder / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png"
+    path = lr_path(folder, stem, scale)
     return path if path.is_file() else None

@@ -6,30 +6,40 @@ import csv
 import json
 import math
 
+import kornia
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_distill.data import downscale_to_uint8, luma
 from sr_distill.data.images import read_rgb, to_tensor
 from sr_distill.errors import UserError
 from sr_distill.evaluate import (
-    describe_protocol,
+    AGREEMENT,
+    METRICS,
+    Profile,
+    Report,
+    default_metrics,
     evaluate_set,
     find_lpips,
     format_table,
+    make_metric,
     notes_on,
     open_set,
+    psnr_rgb,
     psnr_y,
+    ssim_rgb,
     ssim_y,
     write_report,
 )
 from sr_distill.evaluate.protocol import Score, SetResult
-from sr_distill.models import bicubic_model
+from sr_distill.evaluate.sets import BenchmarkSet
+from sr_distill.features import lpips_network
+from sr_distill.models import bicubic_model, build_model, upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
 
-from ..conftest import natural_image, write_image
+from ..conftest import natural_image, small, write_image
 
 CPU = torch.device("cpu")
 
@@ -40,18 +50,87 @@ def _images(height=40, width=52):
     return (hr.int() + noise).clamp(0, 255).to(torch.uint8)[None], hr[None]
 
 
+@pytest.mark.parametrize("size", [(40, 52), (42, 42), (43, 107)])  # around the side of the blocks that SSIM works on
 @pytest.mark.parametrize("border", [0, 2, 3, 4])
-def test_psnr_and_ssim_equal_basicsr(border):
+def test_psnr_and_ssim_equal_basicsr(border, size):
     metrics = import_basicsr("metrics.psnr_ssim")
-    sr, hr = _images()
+    sr, hr = _images(*size)
     # BasicSR takes BGR, as OpenCV reads it.
     arrays = [image[0].permute(1, 2, 0).numpy()[:, :, ::-1] for image in (sr, hr)]
-    assert psnr_y(sr, hr, border).item() == pytest.approx(
-        metrics.calculate_psnr(*arrays, border, test_y_channel=True), abs=1e-5
-    )
-    assert ssim_y(sr, hr, border).item() == pytest.approx(
-        metrics.calculate_ssim(*arrays, border, test_y_channel=True), abs=1e-7
-    )
+    for luma_only, psnr, ssim in ((True, psnr_y, ssim_y), (False, psnr_rgb, ssim_rgb)):
+        expected = metrics.calculate_psnr(*arrays, border, test_y_channel=luma_only)
+        assert psnr(sr, hr, border).item() == pytest.approx(expected, abs=1e-6)
+        expected = metrics.calculate_ssim(*arrays, border, test_y_channel=luma_only)
+        assert ssim(sr, hr, border).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_rgb_metrics_equal_kornia_and_scikit_image():
+    sr, hr = _images(64, 48)
+    expected = kornia.metrics.psnr(sr.double(), hr.double(), 255.0).item()
+    assert psnr_rgb(sr, hr, 0).item() == pytest.approx(expected, abs=1e-6)
+    arrays = [image[0].permute(1, 2, 0).numpy() for image in (sr, hr)]
+    assert psnr_rgb(sr, hr, 0).item() == pytest.approx(peak_signal_noise_ratio(*arrays), abs=1e-9)
+    similarity = kornia.metrics.ssim(sr.double(), hr.double(), 11, 255.0, padding="valid")
+    assert ssim_rgb(sr, hr, 0).item() == pytest.approx(similarity.mean().item(), abs=1e-6)
+
+
+def test_niqe_equals_basicsr_and_needs_no_reference():
+    sr, _ = _images(120, 200)
+    calculate = import_basicsr("metrics.niqe").calculate_niqe
+    expected = calculate(sr[0].permute(1, 2, 0).numpy()[:, :, ::-1], 4)
+    metric = make_metric("niqe", 4)
+    assert metric.measure(sr, sr).item() == pytest.approx(float(expected))
+    assert not metric.higher_is_better
+    with pytest.raises(ValueError, match="at least two patches"):
+        metric.measure(sr[..., :100], sr[..., :100])
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
+def test_lpips_metric_equals_the_package(network, random_backbones):
+    sr, hr = _images(64, 72)
+    own = lpips_network(network)
+    expected = own(sr.float() / 127.5 - 1, hr.float() / 127.5 - 1).item()
+    assert make_metric(f"lpips_{network}", 4).measure(sr, hr).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_metric_is_batched_and_says_its_convention(random_backbones):
+    pairs = [_images(108, 210), tuple(reversed(_images(108, 210)))]
+    sr, hr = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
+    for name in METRICS:
+        metric = make_metric(name, 3)
+        single = torch.cat([metric.measure(*pair) for pair in pairs])
+        torch.testing.assert_close(metric.measure(sr, hr), single, atol=1e-6, rtol=1e-5)
+        assert metric.label == (name if name.startswith("lpips") else f"{name}_b3")
+        assert metric.measure(sr, hr).dtype == torch.float64
+
+
+def test_images_of_one_size_go_together_and_give_what_they_give_alone(tmp_path):
+    for index, size in enumerate([(48, 48), (48, 64), (48, 48), (48, 48), (64, 48)]):
+        write_image(tmp_path / f"{index}.png", natural_image(*size, seed=index))
+    benchmark = open_set(str(tmp_path), 2, None)
+    groups = [[image.name for image in group] for group in benchmark.batches()]
+    assert groups == [["0", "2", "3"], ["1"], ["4"]]
+    assert [len(group) for group in benchmark.batches(most=2 * 48 * 48)] == [2, 1, 1, 1]
+    model = bicubic_model(2)
+    together = evaluate_set(model, benchmark, CPU)
+    assert [score.image for score in together.scores] == ["0", "1", "2", "3", "4"]
+    for image, score in zip(benchmark.images, together.scores):
+        alone = evaluate_set(model, BenchmarkSet("one", [image]), CPU).scores[0]
+        assert score.values == pytest.approx(alone.values)
+    shares = [evaluate_set(model, benchmark, CPU, share=(rank, 2)).scores for rank in range(2)]
+    assert sorted(shares[0] + shares[1], key=lambda s: s.image) == together.scores
+
+
+def test_agreement_with_the_teacher_is_the_psnr_between_the_outputs(tmp_path):
+    write_image(tmp_path / "a.png", natural_image(48, 48))
+    write_image(tmp_path / "b.png", natural_image(64, 48))
+    benchmark, model, outputs = open_set(str(tmp_path), 2, None), build_model(small("mobile_sr"), 2).eval(), {}
+    evaluate_set(model, benchmark, CPU, on_image=outputs.__setitem__)
+    assert math.isinf(evaluate_set(model, benchmark, CPU, teacher=outputs).scores[0].values[AGREEMENT])
+    result = evaluate_set(bicubic_model(2), benchmark, CPU, teacher=outputs)
+    lr, _ = benchmark.images[1].load(2)
+    expected = psnr_y(upscale_uint8(bicubic_model(2), lr[None], CPU), outputs["b"][None], 2).item()
+    assert result.scores[1].values[AGREEMENT] == pytest.approx(expected)
 
 
 def test_ssim_equals_scikit_image():
@@ -59,7 +138,7 @@ def test_ssim_equals_scikit_image():
     x, y = (luma(image[0].double() / 255)[0].numpy() * 255 for image in (sr, hr))
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
     _, full = structural_similarity(x, y, full=True, **settings)
-    assert ssim_y(sr, hr, 0).item() == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-10)
+    assert ssim_y(sr, hr, 0).item() == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-8)
 
 
 def test_metrics_of_a_batch_are_those_of_its_images():
@@ -148,7 +227,7 @@ def test_bicubic_scores_equal_basicsr(root):
         lr, hr = image.load(4)
         sr = (resize(lr.float() / 255, 4).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()[:, :, ::-1]
         expected = metrics.calculate_psnr(sr, hr.permute(1, 2, 0).numpy()[:, :, ::-1], 4, test_y_channel=True)
-        assert score.psnr == pytest.approx(expected, abs=1e-3)
+        assert score.values["psnr_y_b4"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_gray_files_are_converted_like_colour_ones(tmp_path):
@@ -156,47 +235,59 @@ def test_gray_files_are_converted_like_colour_ones(tmp_path):
     write_image(tmp_path / "gray/g.png", gray)
     write_image(tmp_path / "rgb/g.png", np.repeat(gray[:, :, None], 3, 2))
     scores = [
-        evaluate_set(bicubic_model(2), open_set(str(tmp_path / kind), 2, None), CPU).scores[0].psnr
+        evaluate_set(bicubic_model(2), open_set(str(tmp_path / kind), 2, None), CPU).mean("psnr_y")
         for kind in ("gray", "rgb")
     ]
     assert scores[0] == scores[1]
 
 
+def _score(image, psnr, ssim, lpips=None, agreement=None):
+    values = {"psnr_y_b4": psnr, "ssim_y_b4": ssim, "lpips_squeeze": lpips, AGREEMENT: agreement}
+    return Score(image, {key: value for key, value in values.items() if value is not None})
+
+
 RESULTS = [
-    SetResult("bicubic", "Mine", [Score("a", 30.0, 0.8, 0.3), Score("b", float("inf"), 1.0, 0.0)]),
-    SetResult("net", "Mine", [Score("a", 31.0, 0.9, None)], ["b.png: too small."]),
+    SetResult("bicubic", "Mine", [_score("a", 30.0, 0.8, 0.3, 25.0), _score("b", float("inf"), 1.0, 0.0, 27.0)]),
+    SetResult("net", "Mine", [_score("a", 31.0, 0.9)], ["b.png: too small."]),
 ]
+PROFILES = {"net": Profile(1234, 5_000_000, 600, 7_000_000, 8.0, 0.5, "cpu", 9_000_000)}
+REPORT = Report(4, default_metrics(4, "squeeze"), RESULTS, PROFILES, ["Mine: a remark."])
 
 
 def test_mean_is_per_image_and_leaves_identical_images_out():
-    assert RESULTS[0].mean("psnr") == 30.0
-    assert RESULTS[0].mean("ssim") == 0.9
-    assert RESULTS[1].mean("lpips") is None
+    assert RESULTS[0].mean("psnr_y") == RESULTS[0].mean("psnr_y_b4") == 30.0
+    assert RESULTS[0].mean("ssim_y") == 0.9
+    assert RESULTS[1].mean("lpips_squeeze") is None
     notes = notes_on(RESULTS)
     assert "identical to HR" in notes[0]
     assert notes[1] == "net on Mine: b.png: too small."
 
 
 def test_table_names_the_convention():
-    table = format_table(RESULTS, 4, "squeeze", per_image=True)
-    assert "psnr_y_b4" in table
-    assert "lpips_squeeze" in table
-    assert "inf" in table
-    assert "n/a" in table
-    assert "mean of 2" in table
-    assert "n/a" in format_table(RESULTS, 4, None)
-    assert "border of 4 pixels" in describe_protocol(4, None)[0]
+    table = format_table(REPORT, per_image=True)
+    for expected in ("psnr_y_b4", "lpips_squeeze", AGREEMENT, "inf", "n/a", "mean of 2"):
+        assert expected in table
+    plain = Report(4, default_metrics(4), [SetResult("net", "Mine", [_score("a", 31.0, 0.9)])])
+    assert AGREEMENT not in format_table(plain)
+    assert "lpips" not in format_table(plain)
+    assert "a border of 4 cut off" in "".join(plain.protocol)
 
 
 def test_report_files(tmp_path):
-    paths = write_report(tmp_path / "out", RESULTS, 4, "squeeze")
+    paths = write_report(tmp_path / "out", REPORT)
     tree = json.loads(paths[0].read_text())
-    assert tree["results"][0]["mean"] == {"psnr_y_b4": 30.0, "ssim_y_b4": 0.9, "lpips_squeeze": 0.15}
+    expected = {"psnr_y_b4": 30.0, "ssim_y_b4": 0.9, "lpips_squeeze": 0.15, AGREEMENT: 26.0}
+    assert tree["results"][0]["mean"] == expected
     assert tree["results"][0]["images"][1]["psnr_y_b4"] == "inf"
     assert tree["results"][1]["problems"] == ["b.png: too small."]
+    assert tree["models"]["net"]["macs"] == 5_000_000
     rows = list(csv.DictReader(paths[1].open()))
     assert [row["image"] for row in rows] == ["a", "b", "mean", "a", "mean"]
     assert rows[3]["lpips_squeeze"] == ""
+    markdown = paths[2].read_text()
+    assert "| Mine | bicubic | mean of 2 | 30.000 | 0.9000 | 0.1500 | 26.000 |" in markdown
+    assert "| net | 1.2 K | 0.01 G |" in markdown
+    assert "- Mine: a remark." in markdown
 
 
 def test_lpips_that_cannot_be_had_is_said(no_data):

@@ -1,0 +1,11 @@
+"""Check benchmark sets, make their LR images, convert other layouts. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sr_distill.cli.prepare_datasets import entry
+
+if __name__ == "__main__":
+    sys.exit(entry())

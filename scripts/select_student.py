@@ -1,0 +1,11 @@
+"""The best of several students within a budget. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sr_distill.cli.select_student import entry
+
+if __name__ == "__main__":
+    sys.exit(entry())
