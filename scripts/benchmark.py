@@ -1,4 +1,8 @@
-"""Time things against each other within one run: the cost of a training step with each loss, relative to L1 alone."""
+"""Time things against each other within one run.
+
+benchmark.py losses     a training step with each loss over one with L1 alone
+benchmark.py evaluate   PSNR-Y and SSIM-Y of Set5 and Set14 at x4 here, by BasicSR's functions, and a small network's own time
+"""
 
 import argparse
 import statistics
@@ -8,13 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
+from sr_distill.evaluate import ImagePair, default_metrics, open_set
 from sr_distill.features import TappedTeacher, choose_pairs
+from sr_distill.files import data_root
 from sr_distill.losses import LOSSES
-from sr_distill.models import Teacher, build_model
+from sr_distill.models import Teacher, build_model, upscale_uint8
+from sr_distill.models.basicsr import import_basicsr
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.schema import FeatureOptions
 from sr_distill.train import DistillationTask
@@ -76,13 +84,58 @@ def losses(rounds: int) -> None:
             print(f"{label:24}  {statistics.median(ratios):.2f}", flush=True)
 
 
+def evaluate(rounds: int) -> None:
+    """Print the medians of the three times, taken in turn, and their ratios. Images are decoded before."""
+    model, device = open_model("mobile_sr_x4").eval(), torch.device("cpu")
+    names = ["Set5", "Set14"] if data_root() else ["embedded"]
+    images = [image.load(4) for name in names for image in open_set(name, 4, data_root()).images]
+    with torch.no_grad():
+        outputs = [upscale_uint8(model, lr[None], device) for lr, _ in images]
+    arrays = [
+        tuple(np.ascontiguousarray(x.permute(1, 2, 0).numpy()[:, :, ::-1]) for x in (sr[0], hr))
+        for sr, (_, hr) in zip(outputs, images)
+    ]
+    theirs = import_basicsr("metrics.psnr_ssim")
+
+    def network() -> None:
+        with torch.no_grad():
+            for lr, _ in images:
+                upscale_uint8(model, lr[None], device)
+
+    def ours() -> None:
+        for sr, (_, hr) in zip(outputs, images):
+            pair = ImagePair(sr, hr[None])
+            for metric in default_metrics(4):
+                metric.measure(pair).item()
+
+    def basicsr() -> None:
+        for sr, hr in arrays:
+            theirs.calculate_psnr(sr, hr, 4, test_y_channel=True)
+            theirs.calculate_ssim(sr, hr, 4, test_y_channel=True)
+
+    times: dict[str, list[float]] = {"network": [], "metrics here": [], "metrics of BasicSR": []}
+    for _ in range(rounds + 1):
+        for kind, run in zip(times, (network, ours, basicsr)):
+            start = time.perf_counter()
+            run()
+            times[kind].append(time.perf_counter() - start)
+    medians = {kind: statistics.median(values[1:]) for kind, values in times.items()}  # the first round warms up
+    print(
+        f"{len(images)} images of {', '.join(names)} at x4, mobile_sr_x4, {torch.get_num_threads()} threads, median of {rounds}:"
+    )
+    for kind, seconds in medians.items():
+        print(f"{kind:18}  {seconds * 1e3:7.1f} ms")
+    print(f"metrics of BasicSR / metrics here: {medians['metrics of BasicSR'] / medians['metrics here']:.2f}")
+    print(f"(network + metrics here) / network: {1 + medians['metrics here'] / medians['network']:.2f}")
+
+
 def main() -> int:
-    """``benchmark.py losses [--rounds N]``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["losses"])
+    """``benchmark.py losses | evaluate [--rounds N]``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["losses", "evaluate"])
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
-    losses(args.rounds)
+    {"losses": losses, "evaluate": evaluate}[args.what](args.rounds)
     return 0
 
 

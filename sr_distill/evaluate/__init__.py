@@ -1,7 +1,7 @@
 """Evaluation by the protocol of the papers."""
 
 from .known import KnownSet, known_sets, remarks_on
-from .metrics import METRICS, Metric, make_metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from .metrics import METRICS, ImagePair, Metric, make_metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from .page import write_page
 from .profile import Profile, profile_model
 from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips
@@ -13,6 +13,7 @@ __all__ = [
     "AGREEMENT",
     "METRICS",
     "BenchmarkSet",
+    "ImagePair",
     "KnownSet",
     "Metric",
     "Profile",

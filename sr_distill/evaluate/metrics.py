@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import lpips_network
 from ..models.basicsr import import_basicsr
 
 _WINDOW, _SIGMA = 11, 1.5
-_BLOCK = 32  # side of the blocks that the Gaussian window of SSIM works on
 
 LPIPS_BACKBONES = ("alex", "squeeze", "vgg")
+
+
+class ImagePair:
+    """A model's images and their HR, uint8 RGB (B, 3, H, W); luma is computed once for all metrics.
+
+    Raises:
+        ValueError: the shapes differ (when a metric looks).
+    """
+
+    def __init__(self, sr: Tensor, hr: Tensor) -> None:
+        self.sr, self.hr = sr, hr
+        self._luma: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def inside(self, border: int) -> tuple[Tensor, Tensor]:
+        """Both without their border."""
+        return _inside(self.sr, self.hr, border)
+
+    def luma(self, border: int) -> tuple[Tensor, Tensor]:
+        """Y of both without their border, (B, H, W) float64 in 16-235."""
+        if border not in self._luma:
+            self._luma[border] = tuple(_luma_255(image) for image in self.inside(border))
+        return self._luma[border]
 
 
 @dataclass(frozen=True)
@@ -26,7 +49,7 @@ class Metric:
     Attributes:
         name: psnr_y, ssim_rgb, lpips_alex, ...
         border: rows and columns cut off at each side; None: the whole image is looked at.
-        measure: from uint8 RGB (B, 3, H, W) twice, student's and HR, to (B,) float64.
+        measure: from an :class:`ImagePair` of B images to (B,) float64.
         higher_is_better: False for distances.
         digits: decimals in a table.
         text: what it is, in a sentence.
@@ -34,7 +57,7 @@ class Metric:
 
     name: str
     border: int | None
-    measure: Callable[[Tensor, Tensor], Tensor]
+    measure: Callable[[ImagePair], Tensor]
     higher_is_better: bool
     digits: int
     text: str
@@ -52,19 +75,24 @@ METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", *(f"lpips_{name}" for nam
 def make_metric(name: str, scale: int) -> Metric:
     """The metric of this name (see :data:`METRICS`) with the conventions of the papers at this scale."""
     kind, _, variant = name.partition("_")
-    what = {"y": "Y of BT.601 (16-235), not rounded", "rgb": "RGB", "": ""}.get(variant, variant)
-    if kind == "psnr":
-        measure = functools.partial({"y": psnr_y, "rgb": psnr_rgb}[variant], border=scale)
-        return Metric(name, scale, measure, True, 3, f"PSNR in dB on {what}, a border of {scale} cut off.")
+    what = {"y": "Y of BT.601 (16-235), not rounded", "rgb": "RGB"}.get(variant, variant)
+    cut = f"a border of {scale} cut off."
+    if name == "psnr_y":
+        return Metric(name, scale, lambda pair: _psnr(*pair.luma(scale)), True, 3, f"PSNR in dB on {what}, {cut}")
+    if name == "psnr_rgb":
+        return Metric(
+            name, scale, lambda pair: psnr_rgb(pair.sr, pair.hr, scale), True, 3, f"PSNR in dB on {what}, {cut}"
+        )
     if kind == "ssim":
-        measure = functools.partial({"y": ssim_y, "rgb": ssim_rgb}[variant], border=scale)
-        text = f"SSIM on {what}, Gaussian window 11x11, sigma 1.5, no padding, a border of {scale} cut off."
-        return Metric(name, scale, measure, True, 4, text)
+        text = f"SSIM on {what}, Gaussian window 11x11, sigma 1.5, no padding, {cut}"
+        if variant == "y":
+            return Metric(name, scale, lambda pair: _ssim(*pair.luma(scale)), True, 4, text)
+        return Metric(name, scale, lambda pair: ssim_rgb(pair.sr, pair.hr, scale), True, 4, text)
     if kind == "lpips":
-        measure = functools.partial(lpips_distance, network=variant)
-        return Metric(name, None, measure, False, 4, f"LPIPS v0.1, backbone {variant}, on the whole RGB image.")
-    text = f"NIQE of the image alone (BasicSR's), on Y, a border of {scale} cut off."
-    return Metric("niqe", scale, functools.partial(niqe, border=scale), False, 3, text)
+        text = f"LPIPS v0.1, backbone {variant}, on the whole RGB image."
+        return Metric(name, None, lambda pair: lpips_distance(pair.sr, pair.hr, variant), False, 4, text)
+    text = f"NIQE of the image alone (BasicSR's), on Y, {cut}"
+    return Metric(name, scale, lambda pair: niqe(pair.sr, scale), False, 3, text)
 
 
 def psnr_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
@@ -80,8 +108,7 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
     Raises:
         ValueError: the shapes differ, or nothing is left inside the border.
     """
-    sr, hr = _inside(sr, hr, border)
-    return _psnr(_luma_255(sr), _luma_255(hr))
+    return _psnr(*ImagePair(sr, hr).luma(border))
 
 
 def psnr_rgb(sr: Tensor, hr: Tensor, border: int) -> Tensor:
@@ -100,13 +127,12 @@ def ssim_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, equation 13.
     """
-    sr, hr = _inside(sr, hr, border, _WINDOW)
-    return _ssim(_luma_255(sr), _luma_255(hr))
+    return _ssim(*ImagePair(sr, hr).luma(border))
 
 
 def ssim_rgb(sr: Tensor, hr: Tensor, border: int) -> Tensor:
     """Mean of the SSIM of each channel; otherwise as :func:`ssim_y`. Equal to BasicSR's ``calculate_ssim``."""
-    sr, hr = _inside(sr, hr, border, _WINDOW)
+    sr, hr = _inside(sr, hr, border)
     return _ssim(sr.double().flatten(0, 1), hr.double().flatten(0, 1)).unflatten(0, (-1, 3)).mean(1)
 
 
@@ -124,8 +150,8 @@ def lpips_distance(sr: Tensor, hr: Tensor, network: str) -> Tensor:
     return module(sr.float() / 255.0, hr.float() / 255.0, normalize=True).flatten().double()
 
 
-def niqe(sr: Tensor, hr: Tensor | None, border: int) -> Tensor:
-    """NIQE of uint8 RGB (B, 3, H, W), without reference (``hr`` is not looked at), by BasicSR, on the CPU; (B,) float64.
+def niqe(sr: Tensor, border: int) -> Tensor:
+    """NIQE of uint8 RGB (B, 3, H, W), without a reference, by BasicSR, on the CPU; (B,) float64.
 
     Raises:
         ValueError: inside the border there are not two patches of 96x96 pixels, whose statistics it compares.
@@ -141,18 +167,12 @@ def niqe(sr: Tensor, hr: Tensor | None, border: int) -> Tensor:
     return torch.tensor([float(calculate(image, border)) for image in bgr], dtype=torch.float64)
 
 
-def _inside(sr: Tensor, hr: Tensor, border: int, least: int = 1) -> tuple[Tensor, Tensor]:
+def _inside(sr: Tensor, hr: Tensor, border: int) -> tuple[Tensor, Tensor]:
     """Both images without their border."""
     if sr.shape != hr.shape:
         raise ValueError(f"sizes differ: {tuple(sr.shape)} and {tuple(hr.shape)}")
-    width, height = sr.shape[-1], sr.shape[-2]
-    if min(width, height) <= 2 * border:
-        raise ValueError(f"an image of {width}x{height} pixels has nothing inside a border of {border}")
-    if min(width, height) - 2 * border < least:
-        raise ValueError(
-            f"SSIM needs at least {least}x{least} pixels inside a border of {border}, "
-            f"got {width - 2 * border}x{height - 2 * border}"
-        )
+    if min(sr.shape[-2:]) <= 2 * border:
+        raise ValueError(f"an image of {sr.shape[-1]}x{sr.shape[-2]} pixels has nothing inside a border of {border}")
     inside = slice(border, -border or None)
     return sr[..., inside, inside], hr[..., inside, inside]
 
@@ -162,8 +182,8 @@ def _luma_255(image: Tensor) -> Tensor:
 
     Rounded to float32 on the way in and out, as BasicSR does: without, PSNR of a small image differs in the sixth decimal.
     """
-    red, green, blue = image.float().div_(255).unbind(1)
-    luma = red.double().mul_(65.481).add_(green, alpha=128.553).add_(blue, alpha=24.966).add_(16)
+    red, green, blue = image.float().div_(255).double().unbind(1)
+    luma = red.mul_(65.481).add_(green, alpha=128.553).add_(blue, alpha=24.966).add_(16)
     return luma.div_(255).float().mul_(255).double()
 
 
@@ -172,52 +192,30 @@ def _psnr(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM of (B, H, W) in 0-255, one image after the other: the maps of one stay in the processor's cache."""
-    return torch.stack([_mean_similarity(a, b) for a, b in zip(x, y)])
-
-
-def _mean_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """Mean of the map of SSIM. Only the sum of the two variances is needed: four maps are blurred, not five."""
-    height, width = (size - _WINDOW + 1 for size in x.shape)
-    mean_x, mean_y, squares, product = _blur(torch.stack([x, y, x * x + y * y, x * y]))
+    """SSIM of (B, H, W) in 0-255. Only the sum of the two variances is needed: four maps are blurred, not five."""
+    if min(x.shape[-2:]) < _WINDOW:
+        raise ValueError(
+            f"SSIM needs at least {_WINDOW}x{_WINDOW} pixels inside the border, got {x.shape[-1]}x{x.shape[-2]}"
+        )
+    mean_x, mean_y, squares, product = (_blur(m) for m in (x, y, (x * x).addcmul_(y, y), x * y))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     means = mean_x * mean_y
     mean_squares = mean_x.square_().add_(mean_y.square_())
     spread = squares.sub_(mean_squares).add_(c2).mul_(mean_squares.add_(c1))
     covariance = product.sub_(means).mul_(2).add_(c2)
-    similarity = means.mul_(2).add_(c1).mul_(covariance).div_(spread)[:, :height]
-    last = width - (len(similarity) - 1) * _BLOCK
-    return (similarity[:-1].sum() + similarity[-1, :, :last].sum()) / (height * width)
+    return means.mul_(2).add_(c1).mul_(covariance).div_(spread).mean((1, 2))
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """The Gaussian window over (M, H, W), no padding, as blocks of columns: (M, N, H', _BLOCK), N blocks side by side.
+    """The Gaussian window, no padding: (B, H, W) to (B, H-10, W-10), float64.
 
-    Each direction is one product with the window written as a banded matrix, on overlapping blocks that are not copied: in float64
-    several times as fast as PyTorch's convolution on a CPU. Rows from H - 10 on and what lies right of column W - 10 are of no
-    meaning.
+    On the CPU by OpenCV, which basicsr brings: PyTorch's convolution in float64 takes several times as long there.
     """
-    count, height, width = maps.shape
-    down, across = (-(-(size - _WINDOW + 1) // _BLOCK) for size in (height, width))
-    rim, pitch = _WINDOW - 1, across * _BLOCK + _WINDOW - 1
-    padded = maps.new_zeros(count, down * _BLOCK + rim, pitch)
-    padded[:, :height, :width] = maps
-    band = _band(maps.device)
-    rows = maps.new_empty(count, down * _BLOCK, pitch)
-    for source, out in zip(padded, rows):
-        overlapping = source.as_strided((down, _BLOCK + rim, pitch), (_BLOCK * pitch, pitch, 1))
-        torch.bmm(band.T.expand(down, -1, -1), overlapping, out=out.view(down, _BLOCK, pitch))
-    overlapping = rows.as_strided((across, count * down * _BLOCK, _BLOCK + rim), (_BLOCK, pitch, 1))
-    blurred = torch.bmm(overlapping, band.expand(across, -1, -1))
-    return blurred.view(across, count, down * _BLOCK, _BLOCK).movedim(1, 0)
-
-
-@functools.lru_cache(maxsize=4)
-def _band(device: torch.device) -> Tensor:
-    """(_BLOCK + 10, _BLOCK): column i holds the window from row i on."""
-    offset = torch.arange(_WINDOW, dtype=torch.float64, device=device) - _WINDOW // 2
+    offset = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
     window = torch.exp(-offset.square() / (2 * _SIGMA**2))
-    band = torch.zeros(_BLOCK + _WINDOW - 1, _BLOCK, dtype=torch.float64, device=device)
-    for column in range(_BLOCK):
-        band[column : column + _WINDOW, column] = window / window.sum()
-    return band
+    window = window / window.sum()
+    if maps.device.type == "cpu":
+        kernel, rim = window.numpy(), slice(_WINDOW // 2, -(_WINDOW // 2))
+        return torch.from_numpy(np.stack([cv2.sepFilter2D(m, -1, kernel, kernel)[rim, rim] for m in maps.numpy()]))
+    rows = F.conv2d(maps.unsqueeze(1), window.view(1, 1, -1, 1))
+    return F.conv2d(rows, window.view(1, 1, 1, -1)).squeeze(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
-from .metrics import LPIPS_BACKBONES, Metric, make_metric, psnr_y
+from .metrics import LPIPS_BACKBONES, ImagePair, Metric, make_metric, psnr_y
 from .sets import BenchmarkImage, BenchmarkSet
 
 AGREEMENT = "psnr_y_to_teacher"
@@ -175,7 +175,8 @@ def _scored(
     hr = torch.stack([hr for _, _, hr in loaded]).to(device)
     if device.type == "mps":  # has no float64
         sr, hr = sr.cpu(), hr.cpu()
-    columns = {metric.label: metric.measure(sr, hr) for metric in metrics}
+    pair = ImagePair(sr, hr)
+    columns = {metric.label: metric.measure(pair) for metric in metrics}
     names = [image.name for image, _, _ in loaded]
     if teacher and all(name in teacher for name in names):
         target = torch.stack([teacher[name] for name in names]).to(sr.device)

@@ -18,6 +18,7 @@ from sr_distill.errors import UserError
 from sr_distill.evaluate import (
     AGREEMENT,
     METRICS,
+    ImagePair,
     Profile,
     Report,
     default_metrics,
@@ -79,10 +80,10 @@ def test_niqe_equals_basicsr_and_needs_no_reference():
     calculate = import_basicsr("metrics.niqe").calculate_niqe
     expected = calculate(sr[0].permute(1, 2, 0).numpy()[:, :, ::-1], 4)
     metric = make_metric("niqe", 4)
-    assert metric.measure(sr, sr).item() == pytest.approx(float(expected))
+    assert metric.measure(ImagePair(sr, sr)).item() == pytest.approx(float(expected))
     assert not metric.higher_is_better
     with pytest.raises(ValueError, match="at least two patches"):
-        metric.measure(sr[..., :100], sr[..., :100])
+        metric.measure(ImagePair(sr[..., :100], sr[..., :100]))
 
 
 @pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
@@ -90,7 +91,7 @@ def test_lpips_metric_equals_the_package(network, random_backbones):
     sr, hr = _images(64, 72)
     own = lpips_network(network)
     expected = own(sr.float() / 127.5 - 1, hr.float() / 127.5 - 1).item()
-    assert make_metric(f"lpips_{network}", 4).measure(sr, hr).item() == pytest.approx(expected, rel=1e-4)
+    assert make_metric(f"lpips_{network}", 4).measure(ImagePair(sr, hr)).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_metric_is_batched_and_says_its_convention(random_backbones):
@@ -98,10 +99,10 @@ def test_every_metric_is_batched_and_says_its_convention(random_backbones):
     sr, hr = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
     for name in METRICS:
         metric = make_metric(name, 3)
-        single = torch.cat([metric.measure(*pair) for pair in pairs])
-        torch.testing.assert_close(metric.measure(sr, hr), single, atol=1e-6, rtol=1e-5)
+        single = torch.cat([metric.measure(ImagePair(*pair)) for pair in pairs])
+        torch.testing.assert_close(metric.measure(ImagePair(sr, hr)), single, atol=1e-6, rtol=1e-5)
         assert metric.label == (name if name.startswith("lpips") else f"{name}_b3")
-        assert metric.measure(sr, hr).dtype == torch.float64
+        assert metric.measure(ImagePair(sr, hr)).dtype == torch.float64
 
 
 def test_images_of_one_size_go_together_and_give_what_they_give_alone(tmp_path):
