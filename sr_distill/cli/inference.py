@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..console import progress_bar
-from ..devices import pick_device
+from ..devices import pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
 from ..zoo import ZOO, open_model
@@ -22,7 +22,8 @@ DEFAULT_MODEL = "edsr_x4"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``inference.py -i FILE_OR_FOLDER -o FOLDER [--model M] [--device auto]``."""
-    parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files.")
+    parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files. Started by "
+                                     "torchrun or accelerate launch, the images are shared among the processes.")  # fmt: skip
     parser.add_argument(
         "-i", "--input", type=Path, required=True, metavar="PATH", help="an image, or a folder of images"
     )
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = open_model(args.model, args.scale)
     targets = output_paths(files, args.input, args.output, model.spec.scale)
     failed = 0
-    pairs = list(zip(files, targets))
-    for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 else True):
+    rank, processes = process_share()
+    pairs = list(zip(files, targets))[rank::processes]
+    for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 and rank == 0 else True):
         try:
             width, height = upscale_file(model, source, target, device, args.tile)
             tqdm.write(f"{target} ({width}x{height})")
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed += 1
             tqdm.write(f"error: {source}: not enough memory on {device}; try a smaller --tile.", file=sys.stderr)
     if failed:
-        print(f"{failed} of {len(files)} images could not be upscaled.", file=sys.stderr)
+        print(f"{failed} of {len(pairs)} images could not be upscaled.", file=sys.stderr)
     return 1 if failed else 0
 
 
