@@ -57,6 +57,15 @@ LOSSES: dict[str, list[str]] = {
     "lpips_normalised": ["{type: lpips, network: squeeze, on: features, space: normalised, weight: 0.02}"],
     "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: projected, weight: 0.004}"],
     "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: decoded, weight: 0.004}"],
+    "fitnet_fading": ["{type: fitnet, on: features, weight: 0.3, schedule: {decay_to: 0}}"],
+    "attention_transfer_fading": ["{type: attention_transfer, on: features, weight: 10, schedule: {decay_to: 0}}"],
+    "spatial_affinity_fading": ["{type: spatial_affinity, on: features, weight: 0.01, schedule: {decay_to: 0}}"],
+    "fcfd_fading": ["{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}"],
+    "l1_decoded_fading": ["{type: l1, on: features, space: decoded, weight: 8, schedule: {decay_to: 0}}"],
+    "fcfd_and_spatial_affinity": [
+        "{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}",
+        "{type: spatial_affinity, on: features, weight: 0.01}",
+    ],
 }
 """What each variant adds to L1 to HR."""
 
@@ -138,7 +147,7 @@ def spread(values: list[float], digits: int, sign: bool = False) -> str:
 def weigh(variants: list[str]) -> None:
     """Print the weight of each variant's term that gives its gradient the share SHARE of L1's."""
     for variant in variants:
-        if len(LOSSES[variant]) != 1 or variant == "l1_teacher":
+        if len(LOSSES[variant]) != 1 or variant == "l1_teacher" or "fading" in variant:
             continue
         print(f"{variant}: weight: {_weight(options_of(variant)[0]):.1g}", flush=True)
 
