@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..console import progress_bar
 from ..devices import gathered, pick_device, process_share
@@ -39,51 +42,62 @@ from .common import add_device, load_models, run_command, split_label
 def main(arguments: Sequence[str] | None = None) -> int:
     """``evaluate.py --model M [M ...] --datasets Set5 Set14 --scale 4 --data-root DIR``."""
     args = _parser().parse_args(arguments)
-    device, share = pick_device(args.device), process_share()
-    root = args.data_root or data_root()
-    sets = [open_set(name, args.scale, root) for name in args.datasets]
+    device, (rank, _) = pick_device(args.device), process_share()
+    sets = [open_set(name, args.scale, args.data_root or data_root()) for name in args.datasets]
     teacher = load_models([args.teacher], args.scale)[0] if args.teacher else None
-    students = load_models(args.model, args.scale)
+    models = [bicubic_model(args.scale), *load_models(args.model, args.scale)]
     metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
-    models = [bicubic_model(args.scale), *students]
-    total = (len(models) + bool(teacher)) * sum(len(benchmark.images) for benchmark in sets)
-    results = []
-    with progress_bar(total=total, unit="image", disable=True if share[0] else None, leave=False) as bar:
-        for benchmark in sets:
-            outputs: dict[str, Tensor] = {}
-
-            def done(name: str, sr: Tensor | None, outputs: dict[str, Tensor] = outputs) -> None:
-                bar.update()
-                if sr is not None:
-                    outputs[name] = sr
-
-            measured = []
-            if teacher is not None:
-                bar.set_description(f"{teacher.spec.name} on {benchmark.name}")
-                measured.append(evaluate_set(teacher, benchmark, device, metrics, None, done, share))
-            for model in models:
-                bar.set_description(f"{model.spec.name} on {benchmark.name}")
-                counted = lambda name, sr: bar.update()  # noqa: E731
-                measured.append(evaluate_set(model, benchmark, device, metrics, outputs, counted, share))
-            order = [*measured[1:], measured[0]] if teacher is not None else measured
-            results += [_gathered(result, benchmark) for result in order]
-    if share[0] > 0:
-        return 1 if any(result.problems for result in results) else 0
-    remarks = [*_remarks(sets, args.scale, results), *([missing] if missing else [])]
+    results = _measure(models, teacher, sets, metrics, device)
+    failed = any(result.problems for result in results)
+    if rank > 0:
+        return int(failed)
     shown = [*models, *([teacher] if teacher else [])]
-    profiles = {} if args.out is None or args.no_profile else _profiles(shown, args, device)
+    remarks = [*_remarks(sets, args.scale, results), *([missing] if missing else [])]
+    profiles = {} if args.out is None or args.no_profile else _profiles(shown[1:], args, device)
     report = Report(args.scale, metrics, results, profiles, remarks)
     print(format_table(report, per_image=not args.brief))
     print()
     for line in [*report.protocol, *remarks]:
         print(line)
     if args.out is not None:
-        written = [*write_report(args.out, report), write_page(args.out, report, shown, sets, device)]
-        for path in written:
+        for path in [*write_report(args.out, report), write_page(args.out, report, shown, sets, device)]:
             print(f"written: {path}")
     for note in notes_on(results):
         print(note, file=sys.stderr)
-    return 1 if any(result.problems for result in results) else 0
+    return int(failed)
+
+
+def _measure(
+    models: Sequence[SRModel],
+    teacher: SRModel | None,
+    sets: Sequence[BenchmarkSet],
+    metrics: Sequence[Metric],
+    device: torch.device,
+) -> list[SetResult]:
+    """All models, and the teacher behind them, on all sets; this process's share is measured and everybody's is returned."""
+    share, results = process_share(), []
+    total = (len(models) + (teacher is not None)) * sum(len(benchmark.images) for benchmark in sets)
+    with progress_bar(total=total, unit="image", disable=True if share[0] else None, leave=False) as bar:
+        for benchmark in sets:
+            outputs: dict[str, Tensor] = {}  # the teacher's, which the others are compared with
+            last = []
+            if teacher is not None:
+                bar.set_description(f"{teacher.spec.name} on {benchmark.name}")
+                keep = functools.partial(_keep, outputs, bar)
+                last.append(evaluate_set(teacher, benchmark, device, metrics, on_image=keep, share=share))
+            for model in models:
+                bar.set_description(f"{model.spec.name} on {benchmark.name}")
+                count = functools.partial(_keep, None, bar)
+                measured = evaluate_set(model, benchmark, device, metrics, outputs, count, share)
+                results.append(_gathered(measured, benchmark))
+            results += [_gathered(measured, benchmark) for measured in last]
+    return results
+
+
+def _keep(outputs: dict[str, Tensor] | None, bar: tqdm, name: str, sr: Tensor | None) -> None:
+    bar.update()
+    if outputs is not None and sr is not None:
+        outputs[name] = sr
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,13 +174,12 @@ def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResu
     return remarks
 
 
-def _profiles(models: Sequence[SRModel], args: argparse.Namespace, device: object) -> dict[str, Profile]:
+def _profiles(models: Sequence[SRModel], args: argparse.Namespace, device: torch.device) -> dict[str, Profile]:
     given = [*args.model, *([args.teacher] if args.teacher else [])]
-    files = dict(zip((model.spec.name for model in models[1:]), (find_file(split_label(name)[1]) for name in given)))
-    with progress_bar(total=len(models) - 1, unit="model", desc="size and speed", disable=None, leave=False) as bar:
-        profiles = {}
-        for model in models[1:]:
-            profiles[model.spec.name] = profile_model(model, device, runs=3, file=files.get(model.spec.name))
+    profiles = {}
+    with progress_bar(total=len(models), unit="model", desc="size and speed", disable=None, leave=False) as bar:
+        for model, name in zip(models, given):
+            profiles[model.spec.name] = profile_model(model, device, runs=3, file=find_file(split_label(name)[1]))
             bar.update()
     return profiles
 

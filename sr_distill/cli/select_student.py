@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ..console import progress_bar
 from ..devices import pick_device
 from ..errors import UserError
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quality(
-    models: Sequence[SRModel], args: argparse.Namespace, metric: Metric, device: object
+    models: Sequence[SRModel], args: argparse.Namespace, metric: Metric, device: torch.device
 ) -> tuple[dict[str, float], list[str]]:
     """The mean of the metric over the images of all sets, and sentences about images that could not be measured."""
     scale = models[0].spec.scale

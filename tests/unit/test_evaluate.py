@@ -12,6 +12,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from sr_distill.cli import main
 from sr_distill.data import downscale_to_uint8, luma
 from sr_distill.data.images import read_rgb, to_tensor
 from sr_distill.errors import UserError
@@ -303,3 +304,14 @@ def test_lpips_that_cannot_be_had_is_said(no_data):
 def test_held_out_photos_are_photos():
     for image in open_set("embedded", 4, None).images:
         assert read_rgb(image.hr).std() > 20
+
+
+def test_the_command_names_a_wrong_metric_and_measures_others(tmp_path, capsys):
+    write_image(tmp_path / "set/a.png", natural_image(48, 64))
+    arguments = ["--datasets", str(tmp_path / "set"), "--scale", "2", "--device", "cpu", "--metrics"]
+    assert main(["evaluate", *arguments, "psnr_rgb", "ssim_rgb"]) == 0
+    said = capsys.readouterr().out
+    assert "psnr_rgb_b2" in said
+    assert "psnr_y" not in said
+    assert main(["evaluate", *arguments, "psnr_luma"]) == 2
+    assert "there is no metric 'psnr_luma'" in capsys.readouterr().err
