@@ -14,6 +14,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import (
     METRICS,
+    RUNTIMES,
     Metric,
     Profile,
     best_within,
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     metric = make_metric(args.metric, scales.pop())
     quality, problems = _quality(models, args, metric, device)
     profiles = {
-        model.spec.name: profile_model(model, device, args.runs, find_file(split_label(name)[1]))
+        model.spec.name: profile_model(model, device, args.runs, find_file(split_label(name)[1]), args.runtime)
         for model, name in zip(models, args.candidates)
     }
     first = next(iter(budgets), "latency_ms")
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for files that do not tell their scale")
     parser.add_argument("--metric", choices=METRICS, default="psnr_y", help="what is meant by best (default: psnr_y)")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="by what it is timed (default: torch)")
     parser.add_argument("--runs", type=int, default=10, help="passes that are timed (default: 10)")
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)"

@@ -3,7 +3,7 @@
 from .known import KnownSet, known_sets, remarks_on
 from .metrics import METRICS, ImagePair, Metric, make_metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from .page import write_page
-from .profile import Profile, profile_model
+from .profile import RUNTIMES, Profile, profile_model
 from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips
 from .report import Report, format_table, notes_on, write_report
 from .select import best_within, cost_of, pareto_front, parse_budget
@@ -12,6 +12,7 @@ from .sets import BenchmarkSet, open_set
 __all__ = [
     "AGREEMENT",
     "METRICS",
+    "RUNTIMES",
     "BenchmarkSet",
     "ImagePair",
     "KnownSet",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import warnings
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UserError
 from ..models import SRModel
 
 FRAME = (720, 1280)
@@ -72,17 +75,23 @@ class Profile:
         ]
 
 
-def profile_model(model: SRModel, device: torch.device, runs: int = 5, file: Path | None = None) -> Profile:
+def profile_model(
+    model: SRModel, device: torch.device, runs: int = 5, file: Path | None = None, runtime: str = "torch"
+) -> Profile:
     """Measure one network at a 1280x720 output.
 
     Args:
         model: in eval mode; moved to ``device`` to be timed.
         runs: passes that are timed, after one that is not.
         file: where its weights lie, for their size.
+        runtime: of :data:`RUNTIMES`, by which it is timed.
+
+    Raises:
+        UserError: the runtime cannot run the network.
     """
     size = tuple(round(side / model.spec.scale) for side in FRAME)
     macs, activations, peak = _count(model, size)
-    times = measure_latency(model, size, device, runs)
+    times = measure_latency(model, size, device, runs, runtime)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     return Profile(
         parameters=model.num_parameters,
@@ -97,19 +106,44 @@ def profile_model(model: SRModel, device: torch.device, runs: int = 5, file: Pat
 
 
 @torch.no_grad()
-def measure_latency(model: SRModel, size: tuple[int, int], device: torch.device, runs: int) -> list[float]:
-    """Milliseconds of each of ``runs`` passes over one image of this height and width; one pass before is not counted."""
-    model = model.to(device).eval()
+def measure_latency(
+    model: SRModel, size: tuple[int, int], device: torch.device, runs: int, runtime: str = "torch"
+) -> list[float]:
+    """Milliseconds of each of ``runs`` passes over one image of this height and width; passes before are not counted.
+
+    Raises:
+        UserError: the runtime cannot run the network.
+    """
     lr = torch.rand(1, 3, *size, device=device)
-    times = []
-    for index in range(runs + 1):
+    run = RUNTIMES[runtime](model.to(device).eval(), lr)
+    warm_up, times = 3, []  # TorchScript optimises in its first passes
+    for index in range(runs + warm_up):
         _wait(device)
         start = time.perf_counter()
-        model(lr)
+        run(lr)
         _wait(device)
-        if index:
+        if index >= warm_up:
             times.append((time.perf_counter() - start) * 1e3)
     return times
+
+
+def _scripted(model: SRModel, lr: Tensor) -> Callable[[Tensor], Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a trace writes down of sizes is right for this size
+            return torch.jit.freeze(torch.jit.trace(model, lr, check_trace=False))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{model.spec.name} cannot be traced for TorchScript ({reason}); use --runtime torch."
+        ) from error
+
+
+RUNTIMES: dict[str, Callable[[SRModel, Tensor], Callable[[Tensor], Tensor]]] = {
+    "torch": lambda model, lr: model,
+    "torchscript": _scripted,
+}
+"""What a network can be timed in: PyTorch as it is, or TorchScript, traced and frozen."""
 
 
 def _wait(device: torch.device) -> None:

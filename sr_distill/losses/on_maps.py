@@ -125,7 +125,10 @@ def _between_samples(o: options.RelationTerm, function: Callable[[Tensor, Tensor
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         samples = []
         for x in (student, teacher):
-            vectors = patches_as_samples(x, o.patch) if o.samples == "patches" else x.flatten(1)
+            if o.samples == "patches":
+                vectors = patches_as_samples(x, o.patch)
+            else:
+                vectors = (x if o.pool is None else F.adaptive_avg_pool2d(x, o.pool)).flatten(1)
             samples.append(evenly_spread(vectors, o.max_samples))
         return function(*samples)
 

@@ -146,8 +146,20 @@ class RelationTerm(FeatureTerm):
         "images",
         description="What a sample is: a whole map of the batch, or a square patch of a map (for small batches).",
     )
-    patch: int = Field(8, ge=1, description="Side of a patch, in pixels of the map.")
+    pool: int | None = Field(
+        None,
+        ge=1,
+        description="images: average a map to pool x pool places first, so that a sample is a vector of channels x pool x pool values; "
+        "None: all places.",
+    )
+    patch: int = Field(8, ge=1, description="patches: side of a patch, in pixels of the map.")
     max_samples: int = Field(128, ge=3, le=512, description="Of more samples that many, evenly spaced, are used.")
+
+    @model_validator(mode="after")
+    def _pooled_images(self) -> RelationTerm:
+        if self.pool is not None and self.samples == "patches":
+            raise ValueError("pool is for samples: images; patches have the size that patch says")
+        return self
 
 
 class L1(EitherTerm):

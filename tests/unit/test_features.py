@@ -231,3 +231,15 @@ def test_relations_between_images_or_patches(name, samples):
     else:
         with pytest.raises(ValueError, match="relations between samples"):
             loss(student[:1], teacher[:1])
+
+
+def test_relations_between_maps_pooled_to_vectors():
+    from sr_distill.losses import LOSSES, similarity
+
+    student, teacher = torch.rand(4, 5, 8, 6), torch.rand(4, 7, 8, 6)
+    for pool in (1, 2):
+        loss = LOSSES["similarity"](validate(LossOptions, {"type": "similarity", "pool": pool}, "t"))
+        vectors = [nn.functional.adaptive_avg_pool2d(x, pool).flatten(1) for x in (student, teacher)]
+        torch.testing.assert_close(loss(student, teacher), similarity(*vectors))
+    with pytest.raises(UserError, match="pool is for samples: images"):
+        validate(LossOptions, {"type": "pkt", "pool": 2, "samples": "patches"}, "t")

@@ -11,7 +11,7 @@ from torch import nn
 from sr_distill.cli import main
 from sr_distill.errors import UserError
 from sr_distill.evaluate import Profile, best_within, pareto_front, parse_budget, profile_model
-from sr_distill.evaluate.profile import _count
+from sr_distill.evaluate.profile import RUNTIMES, _count, measure_latency
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, build_model, save_model
 
 from ..conftest import architecture, natural_image, small, write_image
@@ -116,7 +116,8 @@ def test_select_student(files, capsys):
 
 
 def test_profile_model(files, capsys):
-    arguments = ["--model", str(files / "w8.safetensors"), "--teacher", str(files / "w16.safetensors"), "--runs", "2"]
+    models = ["--model", str(files / "w8.safetensors"), "--teacher", str(files / "w16.safetensors")]
+    arguments = [*models, "--runs", "2", "--runtime", "torchscript"]
     assert main(["profile_model", *arguments, "--device", "cpu", "--out", str(files / "p.json")]) == 0
     said = capsys.readouterr().out
     assert "MACs at 1280x720" in said
@@ -124,3 +125,11 @@ def test_profile_model(files, capsys):
     tree = json.loads((files / "p.json").read_text())
     ratio = tree["models"]["w16"]["macs"] / tree["models"]["w8"]["macs"]
     assert tree["teacher_over"]["w8"]["macs"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("name", ["mobile_sr", "ecbsr", "fsrcnn", "rlfn"])
+def test_torchscript_runs_what_torch_runs(name):
+    model, lr = build_model(small(name), 2).eval(), torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(RUNTIMES["torchscript"](model, lr)(lr), model(lr))
+    assert len(measure_latency(model, (24, 32), CPU, 2, "torchscript")) == 2
