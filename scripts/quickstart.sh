@@ -27,5 +27,5 @@ echo
 echo "Done. Everything lies in $run:"
 echo "  student.safetensors   the student; it rebuilds itself from this file alone"
 echo "  options.yml           the options of the run; metrics.jsonl and tensorboard/: its losses"
-echo "  evaluation/           the table above, per image, as JSON and CSV"
+echo "  evaluation/           report.html (crops under a slider), and the table above per image as JSON, CSV and Markdown"
 echo "  upscaled/             the upscaled photograph"
