@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -36,12 +36,13 @@ VGG19_LAYERS: dict[str, int] = _layer_names()
 """Every name that a layer of VGG19 can be asked for by, and its index in ``torchvision.models.vgg19().features``."""
 
 
-def perceptual(sr: Tensor, target: Tensor, layers: dict[str, float], distance: str = "l1") -> Tensor:
+def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = None, distance: str = "l1") -> Tensor:
     """Distance of VGG19 feature maps: ``sum_l w_l mean d(phi_l(sr), phi_l(target))`` with d = |x - y| or (x - y)^2.
 
     Args:
         sr, target: RGB (B, 3, H, W) in [0, 1]; normalised to ImageNet's mean and deviation here, and only here.
         layers: name of each layer (see :data:`VGG19_LAYERS`) and its factor w_l; VGG is run no deeper than the deepest.
+            None: those of the options, conv3_4 and conv4_4.
         distance: "l1" or "l2".
 
     Returns:
@@ -52,6 +53,7 @@ def perceptual(sr: Tensor, target: Tensor, layers: dict[str, float], distance: s
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, equation 2.
     """
+    layers = options.Perceptual.model_fields["layers"].default if layers is None else layers
     factors = {layer_index(name): weight for name, weight in layers.items()}
     maps_sr = vgg_maps(sr, set(factors))
     with torch.no_grad():

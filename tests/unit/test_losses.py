@@ -104,6 +104,11 @@ def test_perceptual_equals_torchvision_feature_extraction(random_backbones, dist
     torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr), atol=1e-8, rtol=1e-3)
 
 
+def test_perceptual_without_layers_takes_those_of_the_options(random_backbones):
+    sr, hr = torch.rand(1, 3, 48, 48), torch.rand(1, 3, 48, 48)
+    torch.testing.assert_close(perceptual(sr, hr), perceptual(sr, hr, {"conv3_4": 1.0, "conv4_4": 1.0}))
+
+
 @pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
 def test_lpips_equals_the_authors_package_and_converts_the_range_once(random_backbones, network):
     reference = lpips_package.LPIPS(net=network, pnet_rand=True, verbose=False).eval()
