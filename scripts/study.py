@@ -119,23 +119,28 @@ def table(variants: list[str], seeds: list[int]) -> None:
             if path.exists():
                 results.setdefault(variant, {})[seed] = json.loads(path.read_text())
     print(
-        "| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS | minutes |"
+        "| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     plain = results.get("none", {})
     for variant, runs in results.items():
         gains = [runs[seed]["Set14"]["psnr"] - plain[seed]["Set14"]["psnr"] for seed in runs if seed in plain]
         cells = [
-            f"`{', '.join(LOSSES[variant]).replace('{', '').replace('}', '') or 'nothing'}`",
+            f"`{_short(LOSSES[variant])}`",
             str(len(runs)),
             spread([scores["Set5"]["psnr"] for scores in runs.values()], 2),
             spread([scores["Set14"]["psnr"] for scores in runs.values()], 2),
             "" if variant == "none" else spread(gains, 3, sign=True),
             spread([scores["Set14"]["ssim"] for scores in runs.values()], 4),
             spread([scores["Set14"]["lpips"] for scores in runs.values()], 4),
-            f"{statistics.mean(scores['seconds'] for scores in runs.values()) / 60:.1f}",
         ]
         print("| " + " | ".join(cells) + " |")
+
+
+def _short(losses: list[str]) -> str:
+    """The terms without what goes without saying."""
+    text = " + ".join(loss.removeprefix("{type: ").removesuffix("}") for loss in losses)
+    return text.replace("on: features, ", "") or "nothing"
 
 
 def spread(values: list[float], digits: int, sign: bool = False) -> str:
