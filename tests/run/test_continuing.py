@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(work, capsys):
     assert "Last good checkpoint: " in said
     named = said.split("Last good checkpoint: ")[1].split(". ")[0]
     if named != "none was saved yet":
-        assert all(v.isfinite().all() for v in load_checkpoint(Path(named))["student"].values())
+        assert all(v.isfinite().all() for v in load_checkpoint(Path(named))["students"]["student"].values())
 
 
 def _wait_for(condition, seconds=120):
