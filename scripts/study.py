@@ -118,9 +118,7 @@ def table(variants: list[str], seeds: list[int]) -> None:
             path = Path(options.output_dir) / options.name / "results.json"
             if path.exists():
                 results.setdefault(variant, {})[seed] = json.loads(path.read_text())
-    print(
-        "| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS |"
-    )
+    print("| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS |")
     print("|---|---|---|---|---|---|---|")
     plain = results.get("none", {})
     for variant, runs in results.items():

@@ -9,10 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import UserError
 from ..models import SRModel
 from ..zoo import open_model
+
+
+T = TypeVar("T")
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
@@ -50,16 +54,37 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
 
 
+def those_that_open(items: Sequence[str], open_one: Callable[[str], T], problems: list[str]) -> dict[str, T]:
+    """Open each item; what cannot be opened becomes a sentence in ``problems``.
+
+    Raises:
+        UserError: none can be opened.
+    """
+    opened: dict[str, T] = {}
+    for item in items:
+        try:
+            opened[item] = open_one(item)
+        except UserError as error:
+            problems.append(str(error))
+    if items and not opened:
+        raise UserError(" ".join(problems))
+    return opened
+
+
 def load_models(names: Sequence[str], scale: int | None) -> list[SRModel]:
     """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
 
     Raises:
         UserError: a model cannot be loaded or is for another scale.
     """
+    return [open_model(split_label(name)[1], scale).renamed(label) for name, label in zip(names, labels_of(names))]
+
+
+def labels_of(names: Sequence[str]) -> list[str]:
+    """What a table calls each model: its label, or a short form of its name where that is clear."""
     given = [split_label(name) for name in names]
     labels = [label or _short_name(name) for label, name in given]
-    clear = [name if labels.count(label) > 1 else label for label, (_, name) in zip(labels, given)]
-    return [open_model(name, scale).renamed(label) for label, (_, name) in zip(clear, given)]
+    return [name if labels.count(label) > 1 else label for label, (_, name) in zip(labels, given)]
 
 
 def split_label(name: str) -> tuple[str, str]:

@@ -35,25 +35,29 @@ from ..evaluate import (
 )
 from ..files import data_root
 from ..models import SRModel, bicubic_model
-from ..zoo import find_file
-from .common import add_device, load_models, run_command, split_label
+from ..zoo import find_file, open_model
+from .common import add_device, labels_of, load_models, run_command, split_label, those_that_open
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``evaluate.py --model M [M ...] --datasets Set5 Set14 --scale 4 --data-root DIR``."""
     args = _parser().parse_args(arguments)
     device, (rank, _) = pick_device(args.device), process_share()
-    sets = [open_set(name, args.scale, args.data_root or data_root()) for name in args.datasets]
+    problems: list[str] = []
+    root = args.data_root or data_root()
+    sets = list(those_that_open(args.datasets, lambda name: open_set(name, args.scale, root), problems).values())
     teacher = load_models([args.teacher], args.scale)[0] if args.teacher else None
-    models = [bicubic_model(args.scale), *load_models(args.model, args.scale)]
+    opened = those_that_open(args.model, lambda name: open_model(split_label(name)[1], args.scale), problems)
+    students = [model.renamed(label) for model, label in zip(opened.values(), labels_of(list(opened)))]
+    models = [bicubic_model(args.scale), *students]
     metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
     results = _measure(models, teacher, sets, metrics, device)
-    failed = any(result.problems for result in results)
+    failed = bool(problems) or any(result.problems for result in results)
     if rank > 0:
         return int(failed)
     shown = [*models, *([teacher] if teacher else [])]
     remarks = [*_remarks(sets, args.scale, results), *([missing] if missing else [])]
-    profiles = {} if args.out is None or args.no_profile else _profiles(shown[1:], args, device)
+    profiles = {} if args.out is None or args.no_profile else _profiles(shown[1:], [*opened, args.teacher], device)
     report = Report(args.scale, metrics, results, profiles, remarks)
     print(format_table(report, per_image=not args.brief))
     print()
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out is not None:
         for path in [*write_report(args.out, report), write_page(args.out, report, shown, sets, device)]:
             print(f"written: {path}")
-    for note in notes_on(results):
+    for note in [*problems, *notes_on(results)]:
         print(note, file=sys.stderr)
     return int(failed)
 
@@ -174,8 +178,8 @@ def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResu
     return remarks
 
 
-def _profiles(models: Sequence[SRModel], args: argparse.Namespace, device: torch.device) -> dict[str, Profile]:
-    given = [*args.model, *([args.teacher] if args.teacher else [])]
+def _profiles(models: Sequence[SRModel], given: Sequence[str], device: torch.device) -> dict[str, Profile]:
+    """Sizes and speeds by name; ``given`` is what the user calls the models."""
     profiles = {}
     with progress_bar(total=len(models), unit="model", desc="size and speed", disable=None, leave=False) as bar:
         for model, name in zip(models, given):

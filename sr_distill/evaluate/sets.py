@@ -18,7 +18,7 @@ _LR_FOLDER = "LR_bicubic"
 
 @dataclass(frozen=True)
 class BenchmarkImage:
-    """One image of a set; ``lr`` is None where LR is made from HR."""
+    """One image of a set; ``lr`` is None where LR is made from HR, because the set has none at this scale."""
 
     name: str
     hr: Path
@@ -37,6 +37,10 @@ class BenchmarkImage:
             raise UserError(f"{self.hr}: too small for scale {scale}.")
         if self.lr is None:
             return downscale_to_uint8(hr, scale), hr
+        if not self.lr.is_file():
+            raise UserError(
+                f"{self.lr}: this LR image is missing beside the others; python scripts/prepare_datasets.py makes it."
+            )
         lr = to_tensor(read_rgb(self.lr))
         if lr.shape[-2:] != (height, width):
             raise UserError(
@@ -145,4 +149,4 @@ def lr_path(folder: Path, stem: str, scale: int) -> Path:
 
 def _lr_of(stem: str, folder: Path, scale: int) -> Path | None:
     path = lr_path(folder, stem, scale)
-    return path if path.is_file() else None
+    return path if path.parent.is_dir() else None

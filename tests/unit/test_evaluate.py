@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import kornia
 import numpy as np
@@ -38,7 +39,7 @@ from sr_distill.evaluate import (
 from sr_distill.evaluate.protocol import Score, SetResult
 from sr_distill.evaluate.sets import BenchmarkSet
 from sr_distill.features import lpips_network
-from sr_distill.models import bicubic_model, build_model, upscale_uint8
+from sr_distill.models import bicubic_model, build_model, save_model, upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
 
 from ..conftest import natural_image, small, write_image
@@ -187,8 +188,10 @@ def test_lr_files_are_taken_where_they_are(root):
     lr = natural_image(12, 15, seed=7)
     write_image(root / "benchmarks/Mine/LR_bicubic/X4/ax4.png", lr)
     benchmark = open_set("Mine", 4, root)
-    assert benchmark.made_lr == 1
+    assert benchmark.made_lr == 0
     assert torch.equal(benchmark.images[0].load(4)[0], to_tensor(lr))
+    with pytest.raises(UserError, match=r"bx4\.png: this LR image is missing beside the others"):
+        benchmark.images[1].load(4)
     assert open_set("Mine", 2, root).made_lr == 2
 
 
@@ -211,7 +214,8 @@ def test_a_bad_image_is_named_and_the_others_are_measured(root):
     (root / "benchmarks/Mine/HR/c.png").write_text("text")
     write_image(root / "benchmarks/Mine/HR/d.png", natural_image(3, 3))
     write_image(root / "benchmarks/Mine/HR/e.png", natural_image(16, 16))
-    write_image(root / "benchmarks/Mine/LR_bicubic/X4/bx4.png", natural_image(5, 5))
+    for name, size in (("a", (12, 15)), ("b", (5, 5)), ("e", (4, 4))):
+        write_image(root / f"benchmarks/Mine/LR_bicubic/X4/{name}x4.png", natural_image(*size))
     result = evaluate_set(bicubic_model(4), open_set("Mine", 4, root), CPU)
     assert [score.image for score in result.scores] == ["a"]
     assert len(result.problems) == 4
@@ -315,3 +319,23 @@ def test_the_command_names_a_wrong_metric_and_measures_others(tmp_path, capsys):
     assert "psnr_y" not in said
     assert main(["evaluate", *arguments, "psnr_luma"]) == 2
     assert "there is no metric 'psnr_luma'" in capsys.readouterr().err
+
+
+def test_what_cannot_be_opened_is_said_and_the_rest_is_measured(tmp_path, capsys):
+    """A set without images and a model of another scale: two sentences, one table, exit code 1."""
+    write_image(tmp_path / "set/a.png", natural_image(48, 64))
+    (tmp_path / "empty").mkdir()
+    for scale in (2, 3):
+        save_model(build_model(small("mobile_sr"), scale), tmp_path / f"x{scale}.safetensors")
+    models = ["--model", str(tmp_path / "x3.safetensors"), str(tmp_path / "x2.safetensors")]
+    sets = ["--datasets", str(tmp_path / "empty"), str(tmp_path / "set")]
+    arguments = [*models, *sets, "--scale", "2", "--device", "cpu", "--lpips", "none", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *arguments]) == 1
+    said = capsys.readouterr()
+    assert re.search(r"x2 +mean of 1", said.out)
+    assert "this set holds no image" in said.err
+    assert "x3.safetensors" in said.err
+    tree = json.loads((tmp_path / "out/results.json").read_text())
+    assert list(tree["models"]) == ["x2"]
+    assert main(["evaluate", "--datasets", str(tmp_path / "empty"), "--scale", "2"]) == 2
+    assert "this set holds no image" in capsys.readouterr().err
