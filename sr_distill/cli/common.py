@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..models import SRModel
 from ..zoo import open_model
 
-
 T = TypeVar("T")
 
 
