@@ -18,14 +18,14 @@ import torch
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
 from sr_distill.evaluate import ImagePair, default_metrics, open_set
-from sr_distill.features import TappedTeacher, choose_pairs
+from sr_distill.features import choose_pairs
 from sr_distill.files import data_root
 from sr_distill.losses import LOSSES
 from sr_distill.models import Teacher, build_model, upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.schema import FeatureOptions
-from sr_distill.train import DistillationTask
+from sr_distill.train import DistillationTask, tap_teacher
 from sr_distill.zoo import open_model
 
 SIZE, BATCH = 32, 16
@@ -42,8 +42,7 @@ class Step:
         teacher = open_model("edsr_x4")
         pairs = choose_pairs(student, teacher, FeatureOptions()) if uses_features else []
         self.task = DistillationTask(student, terms, {"teacher": pairs} if pairs else None).train()
-        replay = any(term.replays_teacher for term in terms)
-        self.teacher = TappedTeacher(Teacher(teacher), [pair.teacher.path for pair in pairs], replay=replay)
+        self.teacher = tap_teacher(Teacher(teacher), "teacher", pairs, terms)
         self.optimizer = torch.optim.Adam(self.task.parameters(), 1e-4)
         lr, hr, stored = (torch.rand(BATCH, 3, side, side) for side in (SIZE, 4 * SIZE, 4 * SIZE))
         self.batch = Batch(lr, hr, {"teacher": stored})

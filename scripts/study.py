@@ -21,11 +21,10 @@ from sr_distill.cli.train import main as train
 from sr_distill.data import StepBatches, open_pairs
 from sr_distill.errors import UserError
 from sr_distill.evaluate import default_metrics, evaluate_set, open_set
-from sr_distill.features import TappedTeacher
 from sr_distill.files import data_root, write_json
 from sr_distill.models import Teacher, build_model, load_model
 from sr_distill.options import RunOptions, load_options
-from sr_distill.train import build_task
+from sr_distill.train import build_task, tap_teacher
 from sr_distill.zoo import open_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,8 +159,7 @@ def _weight(options: RunOptions) -> float:
     student, model = build_model(options.student, options.scale), open_model(options.teacher.model, options.scale)
     student.autocast = model.autocast = torch.bfloat16
     task = build_task(options, {"student": student}, {"teacher": model})
-    paths = [pair.teacher.path for _, _, pair in task.matches]
-    teacher = TappedTeacher(Teacher(model), paths, False, any(term.replays_teacher for term in options.losses))
+    teacher = tap_teacher(Teacher(model), "teacher", [pair for _, _, pair in task.matches], options.losses)
     data = options.data
     store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
     batches = StepBatches(store, data.lr_size, data.batch_size, options.seed)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from .contracts import Batch
 from .errors import UserError
-from .features import TappedTeacher, choose_pairs
+from .features import choose_pairs
 from .models import ModelSpec, SRModel, Teacher
 from .options import LossOptions, validate
 from .options.losses import teachers_used
 from .options.schema import FeatureOptions
-from .train import DistillationTask
+from .train import DistillationTask, tap_teacher
 from .train.schedule import weight_at
 
 _PROBE = 32
@@ -73,12 +73,7 @@ class Distiller(nn.Module):
         self.task = DistillationTask(wrapped, terms, self.pairs, shares or dict.fromkeys(teachers, 1.0))
         # A plain dict, so that nn.Module does not take them for parts of this module.
         self._teachers = {
-            name: TappedTeacher(
-                frozen,
-                [pair.teacher.path for pair in self.pairs.get(name, ())],
-                any(term.on == "sr" for term in looked_at[name]),
-                any(term.replays_teacher for term in looked_at[name]),
-            )
+            name: tap_teacher(frozen, name, self.pairs.get(name, ()), terms)
             for name, frozen in teachers.items()
             if looked_at[name]
         }

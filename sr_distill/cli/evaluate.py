@@ -22,6 +22,7 @@ from ..evaluate import (
     Profile,
     Report,
     SetResult,
+    default_metrics,
     evaluate_set,
     find_lpips,
     format_table,
@@ -157,8 +158,7 @@ def _metrics(names: Sequence[str] | None, lpips: str, scale: int) -> tuple[list[
                 )
         return [make_metric(name, scale) for name in dict.fromkeys(names)], None
     backbone, missing = find_lpips(lpips)
-    chosen = ["psnr_y", "ssim_y", *([f"lpips_{backbone}"] if backbone else [])]
-    return [make_metric(name, scale) for name in chosen], missing
+    return default_metrics(scale, backbone), missing
 
 
 def _gathered(result: SetResult, benchmark: BenchmarkSet) -> SetResult:

@@ -25,7 +25,7 @@ from ..files import data_root
 from ..infer import upscale
 from ..models import SRModel, Teacher, build_model
 from ..options import RunOptions, load_options
-from ..train import DistillationTask, Interrupted, MutualTask, Trainer, build_task, open_run
+from ..train import DistillationTask, Interrupted, MutualTask, Trainer, build_task, open_run, tap_teacher
 from ..train.loop import Validate
 from ..zoo import open_model
 from .common import run_command
@@ -132,11 +132,9 @@ def _running_teachers(
     """The teachers that are needed in each step: not those whose stored outputs are all that is looked at."""
     running = {}
     for name, teacher in teachers.items():
-        paths = [pair.teacher.path for _, source, pair in task.matches if source == name]
-        terms = [term for term in options.losses if term.looks_at(name)]
-        if paths or name not in store.teachers:
-            need_sr = any(term.on == "sr" for term in terms)
-            running[name] = TappedTeacher(teacher, paths, need_sr, any(term.replays_teacher for term in terms))
+        pairs = [pair for _, source, pair in task.matches if source == name]
+        if pairs or name not in store.teachers:
+            running[name] = tap_teacher(teacher, name, pairs, options.losses)
     return running
 
 

@@ -41,6 +41,8 @@ class ReplayTaps(Taps):
         own: dict[str, tuple[object, tuple[int, int]]] = {}
 
         def remember(path: str, output: object, size: tuple[int, int]) -> None:
+            if len(before) == len(self.paths):  # nothing behind the last tap is handed on: no need to copy it
+                return
             copied = _copied(output)
             if path in self._modules:
                 before[path], own[path] = list(events), (copied, size)

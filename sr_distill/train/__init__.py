@@ -1,6 +1,6 @@
 """Training: the task, the loop, and what they leave on disk."""
 
-from .build import build_task
+from .build import build_task, tap_teacher
 from .loop import Interrupted, Progress, Trainer
 from .run_folder import RunFolder, open_run
 from .task import DistillationTask, MutualTask
@@ -14,4 +14,5 @@ __all__ = [
     "Trainer",
     "build_task",
     "open_run",
+    "tap_teacher",
 ]

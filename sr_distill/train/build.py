@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ..features import choose_pairs
-from ..models import SRModel
-from ..options import RunOptions
+from ..features import FeaturePair, TappedTeacher, choose_pairs
+from ..models import SRModel, Teacher
+from ..options import LossOptions, RunOptions
 from .task import DistillationTask, MutualTask
 
 
@@ -39,3 +39,12 @@ def build_task(
 
     tasks = {name: objective(name) for name in students}
     return MutualTask(tasks) if options.peers else tasks["student"]
+
+
+def tap_teacher(
+    teacher: Teacher, name: str, pairs: Sequence[FeaturePair], losses: Sequence[LossOptions]
+) -> TappedTeacher:
+    """The teacher of this name as the terms need it: its layers of the pairs, its output, the rest of it from each layer on."""
+    terms = [term for term in losses if term.looks_at(name)]
+    need_sr, replay = any(term.on == "sr" for term in terms), any(term.replays_teacher for term in terms)
+    return TappedTeacher(teacher, [pair.teacher.path for pair in pairs], need_sr, replay)

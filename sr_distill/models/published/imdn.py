@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,18 +54,20 @@ class _Block(nn.Module):
         return self.c5(self.cca(torch.cat(kept, dim=1))) + x
 
 
-class IMDN(nn.Module):
-    """Information multi-distillation network; RGB in [0, 1]. The blocks are ``IMDB1`` ... as in the authors' checkpoints.
+class FusedBlocks(nn.Module):
+    """Blocks one after the other, all their outputs fused by a 1x1 convolution, a skip and sub-pixel upscaling.
 
-    Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network", ACM MM 2019.
+    The blocks are ``<prefix>1``, ``<prefix>2``, ... as in the checkpoints of IMDN and RFDN.
     """
 
-    def __init__(self, scale: int, num_feat: int, num_block: int) -> None:
+    def __init__(
+        self, scale: int, num_feat: int, num_block: int, prefix: str, block: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__()
         self.fea_conv = nn.Conv2d(3, num_feat, 3, padding=1)
-        for index in range(1, num_block + 1):
-            self.add_module(f"IMDB{index}", _Block(num_feat))
-        self.num_block = num_block
+        self.names = [f"{prefix}{index}" for index in range(1, num_block + 1)]
+        for name in self.names:
+            self.add_module(name, block(num_feat))
         self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05))
         self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = nn.Sequential(nn.Conv2d(num_feat, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
@@ -73,10 +76,20 @@ class IMDN(nn.Module):
         """Upscale (B, 3, H, W) to (B, 3, H*scale, W*scale)."""
         first = self.fea_conv(x)
         outs, out = [], first
-        for index in range(1, self.num_block + 1):
-            out = self.get_submodule(f"IMDB{index}")(out)
+        for name in self.names:
+            out = self.get_submodule(name)(out)
             outs.append(out)
         return self.upsampler(self.LR_conv(self.c(torch.cat(outs, dim=1))) + first)
+
+
+class IMDN(FusedBlocks):
+    """Information multi-distillation network; RGB in [0, 1]. The blocks are ``IMDB1`` ... as in the authors' checkpoints.
+
+    Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network", ACM MM 2019.
+    """
+
+    def __init__(self, scale: int, num_feat: int, num_block: int) -> None:
+        super().__init__(scale, num_feat, num_block, "IMDB", _Block)
 
 
 def _build(options: IMDNOptions, scale: int) -> nn.Module:

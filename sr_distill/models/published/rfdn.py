@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...options.architectures import RFDN as RFDNOptions
 from ..base import Architecture, StateDict
+from .imdn import FusedBlocks
 
 _conv1x1 = functools.partial(nn.Conv2d, kernel_size=1)
 _conv3x3 = functools.partial(nn.Conv2d, kernel_size=3, padding=1)
@@ -89,30 +90,14 @@ class DistillationBlock(nn.Module):
         return self.esa(self.c5(torch.cat(kept, dim=1)))
 
 
-class RFDN(nn.Module):
-    """Residual feature distillation network; RGB in [0, 255]. The blocks are ``B1`` ... as in the authors' checkpoints.
+class RFDN(FusedBlocks):
+    """Residual feature distillation network; RGB in [0, 255], H and W at least 15. The blocks are ``B1`` ... as in the authors' checkpoints.
 
     Source: Liu et al., "Residual Feature Distillation Network for Lightweight Image Super-Resolution", ECCVW 2020.
     """
 
     def __init__(self, scale: int, num_feat: int, num_block: int) -> None:
-        super().__init__()
-        self.fea_conv = nn.Conv2d(3, num_feat, 3, padding=1)
-        for index in range(1, num_block + 1):
-            self.add_module(f"B{index}", DistillationBlock(num_feat))
-        self.num_block = num_block
-        self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05))
-        self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.upsampler = nn.Sequential(nn.Conv2d(num_feat, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale (B, 3, H, W) to (B, 3, H*scale, W*scale); H and W at least 15."""
-        first = self.fea_conv(x)
-        outs, out = [], first
-        for index in range(1, self.num_block + 1):
-            out = self.get_submodule(f"B{index}")(out)
-            outs.append(out)
-        return self.upsampler(self.LR_conv(self.c(torch.cat(outs, dim=1))) + first)
+        super().__init__(scale, num_feat, num_block, "B", DistillationBlock)
 
 
 def _build(options: RFDNOptions, scale: int) -> nn.Module:
