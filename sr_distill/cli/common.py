@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +51,19 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The --device option."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+
+
+def add_timing(parser: argparse.ArgumentParser, runtimes: Collection[str]) -> None:
+    """The options of how latency is measured, --runtime and --runs."""
+    parser.add_argument("--runtime", choices=runtimes, default="torch", help="by what it is timed (default: torch)")
+    parser.add_argument("--runs", type=_at_least_one, default=10, help="passes that are timed (default: 10)")
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
 
 
 def those_that_open(items: Sequence[str], open_one: Callable[[str], T], problems: list[str]) -> dict[str, T]:

@@ -10,7 +10,7 @@ from ..devices import pick_device
 from ..evaluate import RUNTIMES, Profile, profile_model
 from ..files import write_json
 from ..zoo import find_file
-from .common import add_device, format_columns, load_models, run_command, split_label
+from .common import add_device, add_timing, format_columns, load_models, run_command, split_label
 
 _RATIOS = ("parameters", "macs", "activations", "peak_memory", "latency_ms")
 
@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", required=True, metavar="M", help="as for evaluate; LABEL=M names a row")
     parser.add_argument("--teacher", metavar="M", help="also print how many times as large and slow this network is")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for a file that does not tell its scale")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="by what it is timed (default: torch)")
-    parser.add_argument("--runs", type=int, default=10, help="passes that are timed (default: 10)")
+    add_timing(parser, RUNTIMES)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     add_device(parser)
     args = parser.parse_args(arguments)
@@ -34,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiles: dict[str, Profile] = {}
     for model, name in zip(load_models(given, args.scale), given):
         profiles[model.spec.name] = profile_model(
-            model, device, max(1, args.runs), find_file(split_label(name)[1]), args.runtime
+            model, device, args.runs, find_file(split_label(name)[1]), args.runtime
         )
     print(format_columns(["model", *Profile.HEADER], [[name, *p.cells()] for name, p in profiles.items()]))
     print(
-        f"\nLatency: median and half the distance of the quartiles of {max(1, args.runs)} passes on {device}, float32, {args.runtime}."
+        f"\nLatency: median and half the distance of the quartiles of {args.runs} passes on {device}, float32, {args.runtime}."
     )
     ratios = _ratios(profiles) if args.teacher else {}
     if ratios:

@@ -30,7 +30,7 @@ from ..evaluate import (
 from ..files import data_root, write_json
 from ..models import SRModel
 from ..zoo import find_file
-from .common import add_device, format_columns, load_models, run_command, split_label
+from .common import add_device, add_timing, format_columns, load_models, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,8 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for files that do not tell their scale")
     parser.add_argument("--metric", choices=METRICS, default="psnr_y", help="what is meant by best (default: psnr_y)")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="by what it is timed (default: torch)")
-    parser.add_argument("--runs", type=int, default=10, help="passes that are timed (default: 10)")
+    add_timing(parser, RUNTIMES)
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -131,12 +132,16 @@ def check_set(folder: Path, scales: Sequence[int]) -> Findings:
     for scale in scales:
         benchmark = open_set(str(folder), scale, None)
         bicubic = evaluate_set(bicubic_model(scale), benchmark, torch.device("cpu"))
-        findings.problems += bicubic.problems + [r for r in remarks_on(benchmark, scale, bicubic)]
-        findings.done.append(
-            f"{folder.name} x{scale}: bicubic {bicubic.mean('psnr_y'):.2f} dB PSNR-Y on {len(bicubic.scores)} images."
-        )
+        findings.problems += bicubic.problems + remarks_on(benchmark, scale, bicubic)
+        mean = bicubic.mean("psnr_y")
+        if mean is not None:
+            measured = f"bicubic {mean:.2f} dB PSNR-Y on {len(bicubic.scores)} images."
+            findings.done.append(f"{folder.name} x{scale}: {measured}")
     if known.pixels:
-        found = {checksum(path) for path in list_hr(folder)}
+        found = set()
+        for path in list_hr(folder):
+            with contextlib.suppress(UserError):  # said already
+                found.add(checksum(path))
         missing = [name for name, expected in known.pixels.items() if expected not in found]
         if missing:
             findings.problems.append(

@@ -152,3 +152,15 @@ def test_a_broken_file_of_known_sets_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"x\.yml"):
         known_sets()
     known_sets.cache_clear()
+
+
+def test_a_set_of_which_nothing_can_be_read_is_said(root, capsys):
+    for name in "ab":
+        (root / f"benchmarks/Mine/HR/{name}.png").write_text("text")
+    with pytest.raises(UserError, match=r"a\.png: cannot be read"):
+        checksum(root / "benchmarks/Mine/HR/a.png")
+    assert _prepare(root, "Mine") == 1
+    said = capsys.readouterr().err
+    assert "a.png: cannot be read" in said
+    assert "b.png: cannot be read" in said
+    assert "2 of 2 images do not have the pixels" in said

@@ -133,3 +133,10 @@ def test_torchscript_runs_what_torch_runs(name):
     with torch.no_grad():
         torch.testing.assert_close(RUNTIMES["torchscript"](model, lr)(lr), model(lr))
     assert len(measure_latency(model, (24, 32), CPU, 2, "torchscript")) == 2
+
+
+@pytest.mark.parametrize("command", [["profile_model", "--model"], ["select_student", "--candidates"]])
+def test_at_least_one_pass_is_timed(command, files, capsys):
+    with pytest.raises(SystemExit):
+        main([*command, str(files / "w8.safetensors"), "--runs", "0"])
+    assert "0 is not at least 1" in capsys.readouterr().err
