@@ -37,7 +37,7 @@ class Batch:
         return Batch(convert(self.lr), convert(self.hr), stored)
 
 
-class Rest(Protocol):
+class ForwardFrom(Protocol):
     """The rest of a network: what it makes of a map that takes the place of its own.
 
     Attributes:
@@ -57,9 +57,9 @@ class Prediction:
     Attributes:
         sr: (B, 3, H, W), None where it was not asked for.
         features: maps (B, C, h, w) by module path, in the order in which the layers ran.
-        rest: the network from a changed map on; None where nothing asks for it.
+        forward_from: runs the network from a changed map on; None where nothing asks for it.
     """
 
     sr: Tensor | None
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    rest: Rest | None = None
+    forward_from: ForwardFrom | None = None

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from .contracts import Batch
 from .errors import UserError
-from .features import choose_pairs
 from .models import ModelSpec, SRModel, Teacher
 from .options import LossOptions, validate
-from .options.losses import teachers_used
+from .options.losses import TermOptions, teachers_used
 from .options.schema import FeatureOptions
-from .train import DistillationTask, tap_teacher
-from .train.schedule import weight_at
+from .train import build_task, tap_teachers
 
 _PROBE = 32
 
@@ -36,7 +34,7 @@ class Distiller(nn.Module):
         count: "auto": how many pairs, at most.
         adapter: conv1x1, conv3x3 or none.
         self_ensemble: average the teacher's output over 8 flips and turns.
-        shares: weight of each of several teachers in the mean of their outputs; None: all the same.
+        teacher_weights: weight of each of several teachers in the mean of their outputs; None: all the same.
 
     Raises:
         UserError: an option is wrong, a layer does not exist, or the two networks have different scales.
@@ -51,7 +49,7 @@ class Distiller(nn.Module):
         count: int = 3,
         adapter: str = "conv1x1",
         self_ensemble: bool = False,
-        shares: Mapping[str, float] | None = None,
+        teacher_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         terms = [validate(LossOptions, dict(loss), f"losses[{index}]") for index, loss in enumerate(losses)]
@@ -63,39 +61,40 @@ class Distiller(nn.Module):
         for name, frozen in teachers.items():
             if wrapped.spec.scale != frozen.spec.scale:
                 raise UserError(f"the student has scale {wrapped.spec.scale} and the {name} {frozen.spec.scale}.")
-        _check(terms, list(teachers), shares)
-        looked_at = {name: [term for term in terms if term.looks_at(name)] for name in teachers}
-        self.pairs = {
-            name: choose_pairs(wrapped, frozen.model, features)
-            for name, frozen in teachers.items()
-            if any(term.on == "features" for term in looked_at[name])
-        }
-        self.task = DistillationTask(wrapped, terms, self.pairs, shares or dict.fromkeys(teachers, 1.0))
+        _check(terms, list(teachers), teacher_weights)
+        self.task = build_task({"student": wrapped}, teachers, terms, lambda name: features, teacher_weights)
         # A plain dict, so that nn.Module does not take them for parts of this module.
-        self._teachers = {
-            name: tap_teacher(frozen, name, self.pairs.get(name, ()), terms)
-            for name, frozen in teachers.items()
-            if looked_at[name]
-        }
+        self._teachers = tap_teachers(self.task, teachers)
 
     @property
     def student(self) -> nn.Module:
         """The network that is trained, as it was given."""
-        return self.task.student.net
+        return self.task.students["student"].net
 
     def weights_at(self, step: int, total_steps: int) -> list[float]:
         """The weight of each term in optimizer step ``step`` of ``total_steps``, by the ``schedule`` of each."""
-        return [weight_at(step, term, total_steps) for term in self.task.losses]
+        return self.task.weights_at(step, total_steps)
 
     def forward(
         self, lr: Tensor, hr: Tensor, weights: Sequence[float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum and unweighted terms by name, for RGB (B, 3, h, w) and (B, 3, h*scale, w*scale) in [0, 1].
 
+        The networks run under the caller's autocast; losses are computed in float32 all the same.
+
         Args:
-            weights: of the terms in this step; None: those of ``losses``.
+            weights: of the terms in this step (:meth:`weights_at`), None: those of ``losses``. A term whose weight is 0 is not computed.
+
+        Raises:
+            UserError: a term has a schedule, and ``weights`` does not say where in it this step is.
         """
-        return self.task(Batch(lr, hr), {name: teacher(lr) for name, teacher in self._teachers.items()}, weights)
+        if weights is None:
+            if any(term.loss.schedule is not None for term in self.task.terms):
+                raise UserError("a loss has a schedule: give weights=distiller.weights_at(step, total_steps).")
+            weights = [term.loss.weight for term in self.task.terms]
+        needs = self.task.needs(weights)
+        given = {name: teacher(lr, needs[name]) for name, teacher in self._teachers.items() if name in needs}
+        return self.task(Batch(lr, hr), given, weights)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Distiller:
         for teacher in self._teachers.values():
@@ -103,18 +102,18 @@ class Distiller(nn.Module):
         return super()._apply(fn, *args, **kwargs)
 
 
-def _check(terms: Sequence[LossOptions], teachers: list[str], shares: Mapping[str, float] | None) -> None:
+def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: Mapping[str, float] | None) -> None:
     try:
         teachers_used(terms, teachers)
     except ValueError as error:
         raise UserError(f"losses: {error}.") from error
-    if any(term.source == "peers" for term in terms):
+    if any(term.source == "peers" or term.student is not None for term in terms):
         raise UserError(
-            "losses: against peers is for runs with peers in their options; give the other network as teacher."
+            "losses: against peers, and student, are for runs with peers in their options; give the other network as teacher."
         )
-    if shares is not None and set(shares) != set(teachers):
+    if teacher_weights is not None and set(teacher_weights) != set(teachers):
         raise UserError(
-            f"shares names {sorted(shares)}, but the teachers are {sorted(teachers)}: give one weight for each."
+            f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
         )
 
 

@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person, and the hint that goes with a mistyped name."""
+"""The exceptions that are meant for a person, and the hint that goes with a mistyped name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(Exception):
     The message names the file, key or value, what was expected, and what to do. The command line prints it
     without a traceback; a program that uses the package as a library can catch it.
     """
+
+
+class LossError(UserError, ValueError):
+    """A loss cannot be computed from what it was given: shapes that differ, too few samples."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:

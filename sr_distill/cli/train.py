@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 
 from ..console import progress_bar
 from ..data import PairStore, open_pairs
-from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import default_metrics, evaluate_set, open_set
-from ..features import TappedTeacher
 from ..files import data_root
 from ..infer import upscale
-from ..models import SRModel, Teacher, build_model
+from ..models import SRModel
 from ..options import RunOptions, load_options
-from ..train import DistillationTask, Interrupted, MutualTask, Trainer, build_task, open_run, tap_teacher
+from ..train import Interrupted, Run, Trainer, build_run, make_accelerator, open_run
 from ..train.loop import Validate
-from ..zoo import open_model
 from .common import run_command
 
 
@@ -49,103 +45,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: RunOptions, resume: bool) -> int:
-    accelerator = _accelerator(options)
-    say = functools.partial(accelerator.print, flush=True)
     set_seed(options.seed)
-    students, teachers = _students(options), _teachers(options)
-    task = build_task(options, students, {name: teacher.model for name, teacher in teachers.items()})
+    run = build_run(options)
+    accelerator = make_accelerator(options, run.task.rests)
+    say = functools.partial(accelerator.print, flush=True)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
         folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
-    with accelerator.main_process_first():
-        store = _open_store(options, teachers, accelerator)
-    running = _running_teachers(options, teachers, task, store)
-    trainer = Trainer(options, folder, task, running, store, accelerator, validate)
+    store = _open_store(run, accelerator)
+    trainer = Trainer(run, folder, store, accelerator, validate)
     for line in said:
         say(line)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
-    models = " and ".join(f"{m.spec.name} x{options.scale}, {m.num_parameters:,} parameters" for m in students.values())
-    sources = " and ".join(teacher.model for teacher in options.all_teachers.values())
-    origin = f"distilled from {sources}" if sources else "no teacher"
-    say(f"{options.name}: {models}, {origin}; {len(store.names)} photos; on {accelerator.device}.")
-    for student, source, pair in task.matches:
-        between = "" if len(students) + len(teachers) <= 2 else f" ({student} from {source})"
-        say(f"compares features of {pair}{between}")
-    if trainer.progress.step >= options.train.total_steps:
+    _introduce(run, store, accelerator)
+    if trainer.is_done:
         say(f"nothing to do: step {trainer.progress.step} of {options.train.total_steps} is done.")
         return 0
     started = time.perf_counter()
-    progress = trainer.run()
+    progress = trainer.train()
     say(f"done: {progress.step} steps in {_duration(time.perf_counter() - started)}.")
-    for name in students:
+    for name in run.students:
         best = progress.best.get(name)
         said_best = "" if best is None else f", best in validation: {best:.3f} at step {progress.best_step[name]}"
         say(f"The {name.replace('_', ' ')}: {folder.trained(name)}{said_best}")
     return 0
 
 
-def _accelerator(options: RunOptions) -> Accelerator:
-    """One accelerator for the run; a device named in the options is taken, processes started by a launcher choose their own."""
-    device = pick_device(options.device)
-    if options.device != "auto" and device.type != "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    # The other processes wait while the first one stores the teacher's outputs, which can take longer than the usual 10 minutes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-    # Some weights take no part in some steps: those behind the deepest tap, and adapters that a random path does not cross.
-    partial = not any(term.on == "sr" for term in options.losses) or any(
-        term.replays_student for term in options.losses
-    )
-    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=partial)]
-    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=handlers)
-    if options.data.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"data.batch_size {options.data.batch_size} cannot be divided among {accelerator.num_processes} processes."
-        )
-    return accelerator
+def _introduce(run: Run, store: PairStore, accelerator: Accelerator) -> None:
+    """Say what is trained, from what, on what."""
+    options, say = run.options, functools.partial(accelerator.print, flush=True)
+    networks = run.students.values()
+    models = " and ".join(f"{m.spec.name} x{options.scale}, {m.num_parameters:,} parameters" for m in networks)
+    sources = " and ".join(teacher.model for teacher in options.all_teachers.values())
+    origin = f"distilled from {sources}" if sources else "no teacher"
+    say(f"{options.name}: {models}, {origin}; {len(store.names)} photos; on {accelerator.device}.")
+    for link, pairs in run.task.pairs.items():
+        between = "" if len(run.students) + len(run.teachers) <= 2 else f" ({link.student} from {link.source})"
+        for pair in pairs:
+            say(f"compares features of {pair}{between}")
 
 
-def _students(options: RunOptions) -> dict[str, SRModel]:
-    students = {name: build_model(network, options.scale) for name, network in options.all_students.items()}
-    student = students["student"]
-    if options.init_from is not None:
-        start = open_model(options.init_from, options.scale, options.student)
-        if start.spec != student.spec:
-            raise UserError(
-                f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student."
-            )
-        student.load_state_dict(start.state_dict())
-    return students
-
-
-def _teachers(options: RunOptions) -> dict[str, Teacher]:
-    return {
-        name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
-        for name, teacher in options.all_teachers.items()
-    }
-
-
-def _running_teachers(
-    options: RunOptions, teachers: dict[str, Teacher], task: DistillationTask | MutualTask, store: PairStore
-) -> dict[str, TappedTeacher]:
-    """The teachers that are needed in each step: not those whose stored outputs are all that is looked at."""
-    running = {}
-    for name, teacher in teachers.items():
-        pairs = [pair for _, source, pair in task.matches if source == name]
-        if pairs or name not in store.teachers:
-            running[name] = tap_teacher(teacher, name, pairs, options.losses)
-    return running
-
-
-def _open_store(options: RunOptions, teachers: dict[str, Teacher], accelerator: Accelerator) -> PairStore:
-    data = options.data
+def _open_store(run: Run, accelerator: Accelerator) -> PairStore:
+    options, data = run.options, run.options.data
     accelerator.print("reading training photos ...", flush=True)
     store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
     for reason in store.skipped:
         accelerator.print(f"skipped: {reason}")
-    for name, teacher in teachers.items():
-        output_is_compared = any(term.on == "sr" and term.looks_at(name) for term in options.losses)
+    for name, tapped in run.teachers.items():
+        teacher = tapped.teacher
+        output_is_compared = any(not term.reads_maps and term.looks_at(name) for term in options.losses)
         if options.all_teachers[name].cache and output_is_compared:
             run = functools.partial(upscale, teacher, device=accelerator.device)
             bar = functools.partial(
@@ -155,6 +105,10 @@ def _open_store(options: RunOptions, teachers: dict[str, Teacher], accelerator: 
     return store
 
 
+class _Stopped(Exception):
+    """Somebody asked to stop in the middle of a validation."""
+
+
 def _validation(options: RunOptions, device: torch.device) -> Validate | None:
     """A function that measures a student, with everything it needs opened and checked before training starts."""
     if options.validation is None:
@@ -162,8 +116,15 @@ def _validation(options: RunOptions, device: torch.device) -> Validate | None:
     benchmark = open_set(options.validation.set, options.scale, data_root())
     psnr, ssim = (metric.label for metric in default_metrics(options.scale))
 
-    def validate(model: SRModel) -> dict[str, float]:
-        result = evaluate_set(model, benchmark, device)
+    def validate(model: SRModel, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        def heed(name: str, sr: Tensor | None) -> None:
+            if stopped():
+                raise _Stopped
+
+        try:
+            result = evaluate_set(model, benchmark, device, on_image=heed)
+        except _Stopped:
+            return None
         if result.problems:
             raise UserError(f"validation on {benchmark.name}: " + " ".join(result.problems))
         mean = result.mean(psnr)

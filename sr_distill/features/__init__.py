@@ -4,14 +4,16 @@ from .adapters import Adapter
 from .backbones import lpips_network, vgg19_features
 from .pairs import FeaturePair, choose_pairs
 from .substitution import ReplayTaps
+from .tapped import Need, TappedModel, TappedTeacher
 from .taps import TapPoint, Taps, list_taps
-from .teacher import TappedTeacher
 
 __all__ = [
     "Adapter",
     "FeaturePair",
+    "Need",
     "ReplayTaps",
     "TapPoint",
+    "TappedModel",
     "TappedTeacher",
     "Taps",
     "choose_pairs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -31,25 +32,56 @@ class FeaturePair:
         return f"{student.path} ({student.channels} channels) - {teacher.path} ({teacher.channels} channels)"
 
 
-def choose_pairs(student: SRModel, teacher: SRModel, options: FeatureOptions) -> list[FeaturePair]:
+def choose_pairs(
+    student: SRModel, teacher: SRModel, options: FeatureOptions, before_activation: bool = False
+) -> list[FeaturePair]:
     """The pairs that the options name, or evenly spaced blocks of both networks for ``auto``.
 
+    Args:
+        before_activation: for a loss that is defined on maps before their activation function: for ``auto`` such layers are
+            taken, and others are refused.
+
     Raises:
-        UserError: a layer does not exist or gives no feature map, or a network has no chain of blocks to choose from.
+        UserError: a layer does not exist or gives no feature map, or not the map that the loss is defined on, or a network has no
+            chain of blocks to choose from.
     """
     student_taps, teacher_taps = list_taps(student), list_taps(teacher)
     if options.pairs == "auto":
-        chains = [
-            block_chain(taps, model.spec.name) for taps, model in ((student_taps, student), (teacher_taps, teacher))
-        ]
+        chain_of = chain_before_activations if before_activation else block_chain
+        chains = [chain_of(taps, model.spec.name) for taps, model in ((student_taps, student), (teacher_taps, teacher))]
         count = min(options.count, *(len(chain) for chain in chains))
         return [FeaturePair(*pair, options.adapter) for pair in zip(*(_evenly(chain, count) for chain in chains))]
-    return [
+    pairs = [
         FeaturePair(
             _find(student_taps, pair.student, student), _find(teacher_taps, pair.teacher, teacher), options.adapter
         )
         for pair in options.pairs
     ]
+    for pair in pairs if before_activation else []:
+        for tap, model in ((pair.student, student), (pair.teacher, teacher)):
+            if not tap.before_activation:
+                raise UserError(
+                    f"{model.spec.name}: the layer {tap.path} does not go into an activation function, but a loss (activation_boundary) "
+                    "is defined on maps before their activation: name other layers, or set features.pairs to auto."
+                )
+    return pairs
+
+
+def chain_before_activations(taps: list[TapPoint], name: str) -> list[TapPoint]:
+    """Layers of LR size whose maps go into an activation function: the longest row of like ones (body.0.conv1, body.1.conv1, ...).
+
+    Raises:
+        UserError: there is none.
+    """
+    chains: dict[tuple[str, int], list[TapPoint]] = defaultdict(list)
+    for tap in taps:
+        if tap.before_activation and tap.stride == 1:
+            chains[re.sub(r"\d+", "*", tap.path), tap.channels].append(tap)
+    if not chains:
+        raise UserError(
+            f"{name}: no layer of the size of the LR image goes straight into an activation function, which activation_boundary needs."
+        )
+    return max(chains.values(), key=len)
 
 
 def block_chain(taps: list[TapPoint], name: str) -> list[TapPoint]:

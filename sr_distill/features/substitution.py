@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -34,8 +34,8 @@ class ReplayTaps(Taps):
         super().__init__(model, paths)
         self._siblings = _siblings(model.net, self.paths)
 
-    def run(self, lr: Tensor, need_sr: bool = True) -> Prediction:
-        """As :meth:`Taps.run`, always to the end, and with ``rest``."""
+    def run(self, lr: Tensor, need_sr: bool = True, paths: Collection[str] | None = None) -> Prediction:
+        """As :meth:`Taps.run`, always to the end and of all layers, and with ``forward_from``."""
         events: list[Event] = []
         before: dict[str, list[Event]] = {}
         own: dict[str, tuple[object, tuple[int, int]]] = {}
@@ -51,12 +51,12 @@ class ReplayTaps(Taps):
         with watching(self.model, self._siblings, remember):
             prediction = super().run(lr)
         order = tuple(prediction.features)
-        rest = RestOfNetwork(self.model, self._siblings, lr, prediction.sr, order, before, own)
-        return dataclasses.replace(prediction, rest=rest)
+        forward_from = Replay(self.model, self._siblings, lr, prediction.sr, order, before, own)
+        return dataclasses.replace(prediction, forward_from=forward_from)
 
 
-class RestOfNetwork:
-    """Continues one pass of a network from a map that takes the place of its own (:class:`~sr_distill.contracts.Rest`).
+class Replay:
+    """Continues one pass of a network from a map that takes the place of its own (:class:`~sr_distill.contracts.ForwardFrom`).
 
     Layers that ran before the place are not run again: their outputs of that pass are handed on, so that what goes around the
     place by a skip connection is the network's own. Statistics of batch normalisation stay as they are.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..contracts import Prediction
 from ..errors import UserError
@@ -32,12 +36,14 @@ class TapPoint:
         channels: channels of the map.
         stride: size of the map over the size of the LR image.
         kind: class of the module.
+        before_activation: whether the map goes into an activation function as it is.
     """
 
     path: str
     channels: int
     stride: float
     kind: str
+    before_activation: bool = False
 
 
 class Taps:
@@ -60,7 +66,7 @@ class Taps:
         self.paths = tuple(dict.fromkeys(paths))
         self._modules = {path: modules[path] for path in self.paths}
 
-    def run(self, lr: Tensor, need_sr: bool = True) -> Prediction:
+    def run(self, lr: Tensor, need_sr: bool = True, paths: Collection[str] | None = None) -> Prediction:
         """Run the network on RGB (B, 3, H, W): its output, and the maps (B, C, h, w) by path in the order in which they came.
 
         Token sequences (B, H W, C) become maps. Maps are copies, so that a later in-place layer does not change them, in the
@@ -68,12 +74,14 @@ class Taps:
 
         Args:
             need_sr: False: stop as soon as every tap has fired, and give None as the output.
+            paths: those of the layers that are read; None: all.
 
         Raises:
             UserError: a layer did not run, ran more than once, or gave something that is not a feature map.
         """
         found: dict[str, Tensor] = {}
-        stop_at = None if need_sr else len(self.paths)
+        modules = {path: self._modules[path] for path in (self.paths if paths is None else paths)}
+        stop_at = None if need_sr else len(modules)
 
         def keep(path: str, output: object, size: tuple[int, int]) -> None:
             if path in found:
@@ -83,12 +91,12 @@ class Taps:
             if len(found) == stop_at:
                 raise _Enough
 
-        with watching(self.model, self._modules, keep):
+        with watching(self.model, modules, keep):
             try:
                 sr = self.model(lr)
             except _Enough:
                 sr = None
-        silent = [path for path in self.paths if path not in found]
+        silent = [path for path in modules if path not in found]
         if silent:
             raise UserError(f"{self.model.spec.name}: the layers {', '.join(silent)} did not run; tap others.")
         return Prediction(sr, found)
@@ -150,12 +158,15 @@ def list_taps(model: SRModel) -> list[TapPoint]:
 
     Layers that run more than once in a pass, as shared activations do, are left out.
     """
+    outputs: dict[str, Tensor] = {}
     points: dict[str, TapPoint] = {}
     runs: Counter[str] = Counter()
     modules = {path: module for path, module in model.net.named_modules() if path}
 
     def look(path: str, output: object, size: tuple[int, int]) -> None:
         runs[path] += 1
+        if isinstance(output, Tensor):
+            outputs[path] = output
         with contextlib.suppress(UserError):
             shape = _visible(as_map(output, size, path), size, (_PROBE, _PROBE)).shape
             if shape[0] == 2:  # the windows of a transformer lie in the batch: they are no maps
@@ -163,8 +174,36 @@ def list_taps(model: SRModel) -> list[TapPoint]:
 
     was_training, device = model.training, next(model.parameters()).device
     try:
-        with watching(model, modules, look):
+        with watching(model, modules, look), _ActivationInputs() as activated:
             model.eval()(torch.zeros(2, 3, _PROBE, _PROBE, device=device))
     finally:
         model.train(was_training)
-    return [point for path, point in points.items() if runs[path] == 1]
+    return [
+        dataclasses.replace(point, before_activation=activated.includes(outputs.get(path)))
+        for path, point in points.items()
+        if runs[path] == 1
+    ]
+
+
+class _ActivationInputs(TorchFunctionMode):
+    """Notes every tensor that goes into an activation function, called by a module or not."""
+
+    _FUNCTIONS = frozenset(
+        function
+        for space in (F, torch, Tensor)
+        for name in ("relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "gelu", "silu", "hardswish", "relu6")
+        if (function := getattr(space, name, None)) is not None
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[Tensor] = []  # kept, so that no other tensor gets the identity of one
+
+    def __torch_function__(self, func: Callable, types: Any, args: Sequence = (), kwargs: Mapping | None = None) -> Any:
+        if func in self._FUNCTIONS:
+            self._seen.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+    def includes(self, tensor: Tensor | None) -> bool:
+        """Whether this very tensor went into one."""
+        return any(seen is tensor for seen in self._seen)

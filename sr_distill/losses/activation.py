@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from .base import FeatureLoss, register_loss
 from .common import need_same_shape, pooled_alike, unit
+from .pixel import PixelLoss
 
 
 def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
@@ -82,3 +87,37 @@ def _modulus(x: Tensor) -> Tensor:
     squared = x.real.square() + x.imag.square()
     safe = squared > torch.finfo(squared.dtype).tiny
     return torch.where(safe, squared, 1.0).sqrt() * safe
+
+
+@register_loss(fitnet)
+class FitNet(FeatureLoss):
+    """Mean squared difference of adapted maps (Romero et al. 2015)."""
+
+    type: Literal["fitnet"] = Field(description="Name of the loss.")
+
+
+@register_loss(attention_transfer)
+class AttentionTransfer(FeatureLoss):
+    """Difference of attention maps (Zagoruyko & Komodakis 2017); needs no adapter."""
+
+    adapted: ClassVar[bool] = False
+    type: Literal["attention_transfer"] = Field(description="Name of the loss.")
+    p: int = Field(2, ge=1, le=8, description="Power of the activation.")
+
+
+@register_loss(activation_boundary)
+class ActivationBoundary(FeatureLoss):
+    """Signs of neurons before their activation (Heo et al. 2019); of automatic pairs, layers before an activation are taken."""
+
+    before_activation: ClassVar[bool] = True
+    type: Literal["activation_boundary"] = Field(description="Name of the loss.")
+    margin: float = Field(1.0, gt=0, description="How far beyond zero the student is pushed.")
+
+
+@register_loss(frequency)
+class Frequency(PixelLoss):
+    """Difference of amplitude and phase of the Fourier spectra (Fuoli et al. 2021)."""
+
+    type: Literal["frequency"] = Field(description="Name of the loss.")
+    amplitude: float = Field(0.5, ge=0, description="Factor of the amplitudes.")
+    phase: float = Field(0.5, ge=0, description="Factor of the phases.")

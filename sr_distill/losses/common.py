@@ -1,10 +1,16 @@
-"""What several losses need: safe normalisation, equal sizes, and errors that say what a loss needs."""
+"""What several losses need: safe normalisation, equal sizes, full precision, and errors that say what a loss needs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.distributed
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..errors import LossError
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -32,21 +38,40 @@ def evenly_spread(x: Tensor, most: int) -> Tensor:
     return x[torch.linspace(0, len(x) - 1, most, device=x.device).round().long()]
 
 
+def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call a loss with autocast off and half-precision tensors as float32."""
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return function(*(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors))
+
+
+def all_samples(x: Tensor) -> Tensor:
+    """The samples of all processes in the order of their ranks, with gradient; ``x`` itself where there is one process.
+
+    A loss between samples of these is the same in every process, and the mean of its gradients over the processes, which is what
+    they take, is the gradient that one process would have.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return x
+    if torch.distributed.get_world_size() == 1:
+        return x
+    return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
+
+
 def need_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise ValueError where the shapes differ."""
+    """Raise LossError (a ValueError) where the shapes differ."""
     if student.shape != teacher.shape:
-        raise ValueError(
+        raise LossError(
             f"{loss} compares value by value, but the student has {tuple(student.shape)} and the teacher {tuple(teacher.shape)}: "
             "an adapter makes them equal"
         )
 
 
 def need_samples(loss: str, student: Tensor, teacher: Tensor, least: int) -> None:
-    """Raise ValueError where the batches differ or are smaller than a loss on relations between samples needs."""
+    """Raise LossError (a ValueError) where the batches differ or are smaller than a loss on relations between samples needs."""
     if len(student) != len(teacher):
-        raise ValueError(f"{loss}: the student has {len(student)} samples and the teacher {len(teacher)}")
+        raise LossError(f"{loss}: the student has {len(student)} samples and the teacher {len(teacher)}")
     if len(student) < least:
-        raise ValueError(
+        raise LossError(
             f"{loss} compares relations between samples and needs at least {least} of them, got {len(student)}: "
             "take a larger batch, or patches as samples"
         )

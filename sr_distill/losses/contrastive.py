@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..data.bicubic import imresize
 from ..features import vgg19_features
-from ..options import losses as options
-from .common import evenly_spread
-from .perceptual import layer_index, vgg_maps
-from .scene import Scene, SceneLoss
+from .base import Loss, LossInputs, register_loss
+from .common import all_samples, evenly_spread
+from .feature_cache import layer_index, vgg_maps
 
 CSD_LAYERS: Mapping[str, float] = {
     "relu1_1": 1 / 32,
@@ -25,7 +26,7 @@ CSD_LAYERS: Mapping[str, float] = {
 
 
 def contrastive(sr: Tensor, teacher_sr: Tensor, negatives: Tensor, layers: Mapping[str, float] = CSD_LAYERS) -> Tensor:
-    """``sum_l w_l mean |phi_l(sr) - phi_l(t)| / (mean sum_k |phi_l(n_k) - phi_l(sr)| + 1e-7)`` over VGG19 layers.
+    """Ratio of two distances: ``sum_l w_l mean |phi_l(sr) - phi_l(t)| / (mean sum_k |phi_l(n_k) - phi_l(sr)| + 1e-7)`` over VGG19 layers.
 
     Args:
         sr, teacher_sr: RGB (B, 3, H, W) in [0, 1]; the teacher gets no gradient.
@@ -54,23 +55,32 @@ def contrastive(sr: Tensor, teacher_sr: Tensor, negatives: Tensor, layers: Mappi
     return total
 
 
-class ContrastiveLoss(SceneLoss):
-    """:func:`contrastive` as a term: the output against the teacher's; negatives are LR images of the batch, upscaled by bicubic.
+@register_loss(contrastive)
+class Contrastive(Loss):
+    """Near the teacher, away from bicubic images of the batch, in VGG19 (CSD, Wang et al. 2021)."""
 
-    Attributes:
-        vgg_layers: indices of the layers of VGG19 that it looks at.
-    """
+    type: Literal["contrastive"] = Field(description="Name of the loss.")
+    on: Literal["sr"] = Field("sr", description="What is compared: the output.")
+    against: Literal["teacher"] = Field("teacher", description="The teacher.")
+    negatives: int = Field(
+        4, ge=1, le=64, description="How many LR images of the batch, upscaled by bicubic; memory grows with it."
+    )
+    layers: dict[str, float] = Field(
+        dict(CSD_LAYERS), min_length=1, description="Layer of VGG19 and its factor; by default those of the paper."
+    )
 
-    adapted = False
+    @property
+    def vgg_layers(self) -> frozenset[int]:
+        """The indices of VGG19's layers that it looks at."""
+        return frozenset(map(layer_index, self.layers))
 
-    def __init__(self, options: options.Contrastive) -> None:
-        super().__init__()
-        self.layers, self.negatives = options.layers or CSD_LAYERS, options.negatives
-        self.vgg_layers = {layer_index(name) for name in self.layers}
-        vgg19_features()  # missing weights are an error now, not at the first step
+    def prepare(self) -> None:
+        """Wrong names of layers and missing weights are an error now, not at the first step."""
+        _ = self.vgg_layers
+        vgg19_features()
 
-    def forward(self, scene: Scene) -> Tensor:
-        """A scalar."""
-        sr, (teacher_sr,) = scene.student.sr, scene.targets
-        lr = evenly_spread(scene.lr, self.negatives)
-        return contrastive(sr, teacher_sr, imresize(lr, sr.shape[-1] // lr.shape[-1]), self.layers)
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The images of all processes, whose means are set against each other, and the negatives."""
+        lr = evenly_spread(all_samples(inputs.lr), self.negatives)
+        negatives = imresize(lr, student.shape[-1] // inputs.lr.shape[-1])
+        return all_samples(student), all_samples(target), negatives

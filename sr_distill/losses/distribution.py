@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from .base import FeatureLoss, LossInputs, register_loss
 from .common import need_same_shape
+from .pixel import PixelLoss, l1
 
 
 def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0, dim: int = 1) -> Tensor:
@@ -82,3 +87,67 @@ def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
     """
     need_same_shape("channel_wise", student, teacher)
     return soft_target(student.flatten(2), teacher.flatten(2), temperature, dim=2)
+
+
+@register_loss(logits)
+class Logits(PixelLoss):
+    """Mean squared difference; the image, or the adapted map, in the place of logits (``mse`` by its name in distillation)."""
+
+    type: Literal["logits"] = Field(description="Name of the loss.")
+
+
+@register_loss(soft_target)
+class SoftTarget(FeatureLoss):
+    """KL of softened distributions (Hinton et al. 2015) over the channels of each place, or over the places of each channel."""
+
+    type: Literal["soft_target"] = Field(description="Name of the loss.")
+    temperature: float = Field(4.0, gt=0, description="Temperature; the loss carries its square.")
+    over: Literal["channels", "positions"] = Field("channels", description="Over what the softmax runs.")
+
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The dimension of the softmax is the first after the samples."""
+        return _softmax_first(self.over, student, target)
+
+
+@register_loss(mutual)
+class Mutual(FeatureLoss):
+    """KL at temperature 1 (Zhang et al. 2018) over the channels of each place, or over the places of each channel."""
+
+    type: Literal["mutual"] = Field(description="Name of the loss.")
+    over: Literal["channels", "positions"] = Field("channels", description="Over what the softmax runs.")
+
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The dimension of the softmax is the first after the samples."""
+        return _softmax_first(self.over, student, target)
+
+
+@register_loss(hard_soft)
+class HardSoft(FeatureLoss):
+    """alpha x soft loss over the channels of each place + (1 - alpha) x L1 of the output to HR (Hinton et al. 2015)."""
+
+    type: Literal["hard_soft"] = Field(description="Name of the loss.")
+    alpha: float = Field(0.7, ge=0, le=1, description="Share of the soft loss.")
+    temperature: float = Field(3.0, gt=0, description="Temperature of both softmaxes.")
+    kind: Literal["kl", "mse"] = Field("kl", description="KL, or squared difference of the softened probabilities.")
+
+    @property
+    def reads_output(self) -> bool:
+        """Yes: the loss of the task."""
+        return True
+
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The loss of the task comes first."""
+        return l1(inputs.student.sr.float(), inputs.hr), student, target
+
+
+@register_loss(channel_wise)
+class ChannelWise(FeatureLoss):
+    """KL between each channel's distribution over places (Shu et al. 2021)."""
+
+    type: Literal["channel_wise"] = Field(description="Name of the loss.")
+    temperature: float = Field(1.0, gt=0, description="Temperature; the loss carries its square.")
+
+
+def _softmax_first(over: str, *maps: Tensor) -> tuple[Tensor, ...]:
+    """Maps (B, C, H, W) as they are for a softmax over channels, as (B, H W, C) for one over positions."""
+    return maps if over == "channels" else tuple(x.flatten(2).transpose(1, 2) for x in maps)

@@ -4,44 +4,80 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..contracts import Prediction
 from ..features import Adapter, FeaturePair
-from ..options import losses as options
+from ..registry import LOSSES
 from .activation import fitnet
-from .distribution import logits
-from .pixel import l1
-from .scene import MatchedMaps, Scene, SceneLoss
+from .base import FeatureLoss, LossInputs
+from .common import in_full_precision
+from .pixel import l1, mse
 
 
-class FCFDLoss(SceneLoss):
+@LOSSES.register
+class FCFD(FeatureLoss):
+    """Function-consistent feature distillation (Liu et al. 2023): how later layers of both networks read the maps."""
+
+    type: Literal["fcfd"] = Field(description="Name of the loss.")
+    against: Literal["teacher"] = Field("teacher", description="The teacher's.")
+    appearance: float = Field(1.0, ge=0, description="Factor of the squared difference of adapted maps.")
+    student_to_teacher: float = Field(
+        1.0, ge=0, description="Factor of the paths that begin in the student and cross into the teacher."
+    )
+    teacher_to_student: float = Field(
+        1.0, ge=0, description="Factor of the paths that begin in the teacher and cross into the student."
+    )
+    paths: int = Field(1, ge=1, le=8, description="Random paths of each of the two kinds in a step.")
+    distance: Literal["l1", "l2"] = Field("l1", description="Between the image of a path and the teacher's own.")
+
+    @model_validator(mode="after")
+    def _something(self) -> FCFD:
+        if self.appearance == self.student_to_teacher == self.teacher_to_student == 0:
+            raise ValueError("every part of fcfd has factor 0: nothing would be learned")
+        if self.student_to_teacher == self.teacher_to_student == 0 and (self.paths, self.distance) != (1, "l1"):
+            raise ValueError("paths and distance have no effect where student_to_teacher and teacher_to_student are 0")
+        return self
+
+    @property
+    def replays_teacher(self) -> bool:
+        """Paths that begin in the student end in the teacher, and every image is compared with the teacher's own."""
+        return self.student_to_teacher > 0 or self.teacher_to_student > 0
+
+    @property
+    def replays_student(self) -> bool:
+        """Paths that begin in the teacher end in the student."""
+        return self.teacher_to_student > 0
+
+    def build(self, pairs: Sequence[FeaturePair], seed: int) -> nn.Module:
+        """See :class:`MixedPaths`."""
+        return MixedPaths(self, pairs, seed)
+
+
+class MixedPaths(nn.Module):
     """``a mean_k |A_k s_k - t_k|^2 + b F(student to teacher) + c F(teacher to student)``.
 
     The first term (appearance) compares the maps s_k, t_k of each pair as FitNet does; A_k is the adapter. F is the mean over random
-    mixed paths. A path begins with the map of one network at a random pair, crosses into the other network there, and at each later
-    pair either crosses again or goes on; wherever it crosses, an adapter (of its own in the direction of the student) changes the
-    channels. Of a path, its image is compared with the teacher's own (L1 or squared), and every map that it passes at a later pair with
-    the teacher's (mean of the squared differences). In the paper the image is a class distribution, compared by KL.
+    mixed paths: the map of one network at a random pair crosses into the other network there, through an adapter (of its own in the
+    direction of the student), and that network goes on with it. The image at the end is compared with the teacher's own (L1 or
+    squared); on the way from student to teacher, so is the map at each later pair (mean of the squared differences). In the paper the
+    image is a class distribution, compared by KL.
 
-    Which paths are drawn depends on how many steps went before, alone: all processes draw the same, and so does a resumed run. The
-    teacher stays as it is: its weights get no gradient and its normalisation runs in eval mode.
+    Which paths are drawn depends on the seed of the run and on how many steps went before, alone: all processes draw the same, and so
+    does a resumed run. The teacher stays as it is: its weights get no gradient and its normalisation runs in eval mode.
 
     Source: Liu et al., "Function-Consistent Feature Distillation", ICLR 2023, section 3.2, and its repository.
     """
 
-    def __init__(self, options: options.FCFD) -> None:
+    def __init__(self, options: FCFD, pairs: Sequence[FeaturePair], seed: int) -> None:
         super().__init__()
-        self.options = options
-        self.distance = {"l1": l1, "l2": logits}[options.distance]
-        self.to_student = nn.ModuleList()
-        self.steps = 0
-
-    def match(self, pairs: Sequence[FeaturePair]) -> None:
-        """Make the adapters from the teacher to the student."""
-        self.to_student.extend(Adapter(pair.reversed) for pair in pairs)
+        self.options, self.seed, self.steps = options, seed, 0
+        self.distance = {"l1": l1, "l2": mse}[options.distance]
+        reversed_pairs = [pair.reversed for pair in pairs] if options.replays_student else []
+        self.to_student = nn.ModuleList(map(Adapter, reversed_pairs))
 
     def get_extra_state(self) -> int:
         """The number of steps, for checkpoints."""
@@ -51,55 +87,39 @@ class FCFDLoss(SceneLoss):
         """Go on at a number of steps."""
         self.steps = state
 
-    def forward(self, scene: Scene) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         """The unweighted sum of the three terms."""
-        o = self.options
-        dice = random.Random(self.steps)
+        o, dice = self.options, random.Random(f"{self.seed} {self.steps}")
         self.steps += 1
-        total = o.appearance * torch.stack([fitnet(maps.adapted, maps.teacher) for maps in scene.maps]).mean()
-        for factor, in_student in ((o.student_to_teacher, True), (o.teacher_to_student, False)):
+        total = torch.zeros((), device=inputs.lr.device)
+        if o.appearance > 0:
+            values = [in_full_precision(fitnet, maps.adapted, maps.teacher) for maps in inputs.maps]
+            total = total + o.appearance * torch.stack(values).mean()
+        for factor, path in ((o.student_to_teacher, self._into_teacher), (o.teacher_to_student, self._into_student)):
             if factor > 0:
-                functions = [self._function(scene, in_student, dice) for _ in range(o.paths)]
-                total = total + factor * torch.stack(functions).mean()
+                values = [path(inputs, dice.randrange(len(inputs.maps))) for _ in range(o.paths)]
+                total = total + factor * torch.stack(values).mean()
         return total
 
-    def _function(self, scene: Scene, in_student: bool, dice: random.Random) -> Tensor:
-        """How far a random path that begins in the student, or in the teacher, is from the teacher's own."""
-        order = list(scene.maps[0].network.features)
-        ranked = sorted(range(len(scene.maps)), key=lambda k: order.index(scene.maps[k].pair.teacher.path))
-        first = dice.randrange(len(ranked))
-        crossings = [k for k in ranked[first + 1 :] if dice.random() < 0.5]
-        here = ranked[first]
-        start = scene.maps[here]
-        value = start.student if in_student else start.teacher
-        passed: list[Tensor] = []
-        for there in [*crossings, None]:
-            value = self._across(scene.maps[here], here, value, in_student)
-            in_student = not in_student
-            network, path = self._side(scene, scene.maps[here], in_student)
-            until = None if there is None else self._side(scene, scene.maps[there], in_student)[1]
-            seen = network.rest(path, value, until)
-            later = [maps for maps in scene.maps if self._side(scene, maps, in_student)[1] in seen.features]
-            passed += [self._from_teacher(maps, seen.features, in_student) for maps in later]
-            if there is not None:
-                value, here = seen.features[until], there
-        own = start.network.rest.sr
-        total = self.distance(seen.sr, own)
-        return total + torch.stack(passed).mean() if passed else total
+    def _into_teacher(self, inputs: LossInputs, index: int) -> Tensor:
+        """From the student's map of a pair through the rest of the teacher."""
+        here = inputs.maps[index]
+        seen = here.network.forward_from(here.pair.teacher.path, here.adapted)
+        later = {maps.pair.teacher.path: maps.teacher for maps in inputs.maps if maps.pair.teacher.path in seen.features}
+        return self._image(seen.sr, here.network.forward_from.sr) + _maps(seen.features, later)
 
-    def _across(self, maps: MatchedMaps, index: int, value: Tensor, from_student: bool) -> Tensor:
-        if from_student:
-            return maps.adapter(value, maps.teacher)
-        return self.to_student[index](value, maps.student)
+    def _into_student(self, inputs: LossInputs, index: int) -> Tensor:
+        """From the teacher's map of a pair through the rest of the student."""
+        here = inputs.maps[index]
+        value = self.to_student[index](here.teacher, here.student)
+        seen = inputs.student.forward_from(here.pair.student.path, value)
+        return self._image(seen.sr, inputs.reachable(here.network.forward_from.sr))
 
-    @staticmethod
-    def _side(scene: Scene, maps: MatchedMaps, in_student: bool) -> tuple[Prediction, str]:
-        """The network on this side, and the layer of the pair in it."""
-        return (scene.student, maps.pair.student.path) if in_student else (maps.network, maps.pair.teacher.path)
+    def _image(self, sr: Tensor, own: Tensor) -> Tensor:
+        return in_full_precision(self.distance, sr, own)
 
-    @staticmethod
-    def _from_teacher(maps: MatchedMaps, features: Mapping[str, Tensor], in_student: bool) -> Tensor:
-        """How far the map that a path has at a pair is from the teacher's."""
-        if in_student:
-            return fitnet(maps.adapter(features[maps.pair.student.path], maps.teacher), maps.teacher)
-        return fitnet(features[maps.pair.teacher.path], maps.teacher)
+
+def _maps(seen: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Tensor | float:
+    """Mean of the squared differences of the maps that a path passes to the teacher's."""
+    values = [in_full_precision(fitnet, seen[path], target) for path, target in own.items()]
+    return torch.stack(values).mean() if values else 0.0

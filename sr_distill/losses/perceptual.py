@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from ..errors import UserError, did_you_mean
 from ..features import lpips_network, vgg19_features
-from ..options import losses as options
+from .base import FeatureLoss, Loss, register_loss
 from .common import need_same_shape, unit
+from .feature_cache import layer_index, lpips_maps, vgg_maps
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-_CONVS_IN_STAGE = (2, 2, 4, 4, 4)
-
-
-def _layer_names() -> dict[str, int]:
-    """Index in ``vgg19().features`` by torchvision's name (features.16) and by the papers' (conv3_4, relu3_4, pool3)."""
-    index, names = itertools.count(), {}
-    for stage, convs in enumerate(_CONVS_IN_STAGE, start=1):
-        for conv in range(1, convs + 1):
-            names[f"conv{stage}_{conv}"] = next(index)
-            names[f"relu{stage}_{conv}"] = next(index)
-        names[f"pool{stage}"] = next(index)
-    return names | {f"features.{number}": number for number in range(next(index))}
-
-
-VGG19_LAYERS: dict[str, int] = _layer_names()
-"""Every name that a layer of VGG19 can be asked for by, and its index in ``torchvision.models.vgg19().features``."""
+LAYERS: Mapping[str, float] = {"conv3_4": 1.0, "conv4_4": 1.0}
+"""Layers of :func:`perceptual` and their factors where none are given."""
 
 
 def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = None, distance: str = "l1") -> Tensor:
@@ -41,8 +23,8 @@ def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = 
 
     Args:
         sr, target: RGB (B, 3, H, W) in [0, 1]; normalised to ImageNet's mean and deviation here, and only here.
-        layers: name of each layer (see :data:`VGG19_LAYERS`) and its factor w_l; VGG is run no deeper than the deepest.
-            None: those of the options, conv3_4 and conv4_4.
+        layers: name of each layer (see VGG19_LAYERS) and its factor w_l; VGG is run no deeper than the deepest.
+            None: :data:`LAYERS`.
         distance: "l1" or "l2".
 
     Returns:
@@ -53,8 +35,7 @@ def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = 
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, equation 2.
     """
-    layers = options.Perceptual.model_fields["layers"].default if layers is None else layers
-    factors = {layer_index(name): weight for name, weight in layers.items()}
+    factors = {layer_index(name): weight for name, weight in (layers or LAYERS).items()}
     maps_sr = vgg_maps(sr, set(factors))
     with torch.no_grad():
         maps_target = vgg_maps(target, set(factors))
@@ -77,9 +58,9 @@ def lpips(sr: Tensor, target: Tensor, network: str = "alex") -> Tensor:
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, equation 1.
     """
     linear = lpips_network(network).to(sr.device).lins
-    maps_sr = _lpips_maps(sr, network)
+    maps_sr = lpips_maps(sr, network)
     with torch.no_grad():
-        maps_target = _lpips_maps(target, network)
+        maps_target = lpips_maps(target, network)
     return sum(layer((a - b).square()).mean() for layer, a, b in zip(linear, maps_sr, maps_target))
 
 
@@ -98,112 +79,54 @@ def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return (unit(student, 1) - unit(teacher, 1)).square().sum(1).mean()
 
 
-class PerceptualLoss(nn.Module):
-    """:func:`perceptual` as a term; of feature maps in space "normalised" :func:`normalised_difference`.
+class ImageLoss(Loss):
+    """A loss that looks at images through a pretrained network."""
 
-    Attributes:
-        vgg_layers: indices of the layers of VGG19 that it looks at.
-    """
-
-    def __init__(self, options: options.Perceptual) -> None:
-        super().__init__()
-        self.layers, self.distance = options.layers, options.distance
-        self.vgg_layers = {layer_index(name) for name in self.layers}
-        self.normalised = options.space_of_maps == "normalised"
-        if not self.normalised:
-            vgg19_features()  # missing weights are an error now, not at the first step
-
-    def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        """A scalar from two images (B, 3, H, W) in [0, 1], or from two maps (B, C, h, w)."""
-        if self.normalised:
-            return normalised_difference(sr, target)
-        return perceptual(sr, target, self.layers, self.distance)
+    on: Literal["sr", "decoded", "projected"] = Field(
+        "sr",
+        description="What is compared: the output (sr), the images that the rest of the teacher makes of the student's adapted maps and of "
+        "its own (decoded), or three principal components of the teacher's maps as images (projected).",
+    )
 
 
-class LPIPSLoss(nn.Module):
-    """:func:`lpips` as a term; of feature maps in space "normalised" :func:`normalised_difference`."""
+@register_loss(perceptual)
+class Perceptual(ImageLoss):
+    """Distance between VGG19 feature maps."""
 
-    def __init__(self, options: options.LPIPS) -> None:
-        super().__init__()
-        self.network = options.network
-        self.normalised = options.space_of_maps == "normalised"
-        if not self.normalised:
-            lpips_network(self.network)  # missing weights are an error now, not at the first step
+    type: Literal["perceptual"] = Field(description="Name of the loss.")
+    network: Literal["vgg19"] = Field("vgg19", description="Feature network, pretrained on ImageNet.")
+    layers: dict[str, float] = Field(
+        dict(LAYERS),
+        min_length=1,
+        description="Layer and its factor. Names as torchvision's modules (features.16) or spelled out (conv3_4, relu3_4, pool3).",
+    )
+    distance: Literal["l1", "l2"] = Field("l1", description="Mean absolute or mean squared difference of the maps.")
 
-    def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        """A scalar from two images (B, 3, H, W) in [0, 1], or from two maps (B, C, h, w)."""
-        return normalised_difference(sr, target) if self.normalised else lpips(sr, target, self.network)
+    @property
+    def vgg_layers(self) -> frozenset[int]:
+        """The indices of VGG19's layers that it looks at."""
+        return frozenset(map(layer_index, self.layers))
 
-
-def layer_index(name: str) -> int:
-    """Index of a layer in ``vgg19().features``; UserError with the nearest name where there is none."""
-    if name not in VGG19_LAYERS:
-        hint = did_you_mean(name, VGG19_LAYERS, cutoff=0.6)
-        raise UserError(
-            f"vgg19 has no layer '{name}'.{hint} Allowed: features.0 to features.36, conv1_1, relu1_1, pool1, ... pool5."
-        )
-    return VGG19_LAYERS[name]
-
-
-def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
-    """Maps of VGG19 at the wanted indices, run no deeper than the deepest; RGB (B, 3, H, W) in [0, 1], normalised here."""
-    looked = _LOOKED.get()
-    if looked is None:
-        return _run_vgg(image, wanted)
-    if not wanted <= looked.vgg_layers:
-        raise ValueError(f"VGG19's layers {sorted(wanted - looked.vgg_layers)} were not announced")
-    return looked.once("vgg19", image, lambda: _run_vgg(image, looked.vgg_layers))
+    def prepare(self) -> None:
+        """Wrong names of layers and missing weights are an error now, not at the first step."""
+        _ = self.vgg_layers
+        vgg19_features()
 
 
-@contextlib.contextmanager
-def each_image_looked_at_once(vgg_layers: Collection[int]) -> Iterator[None]:
-    """While this lasts, VGG19 and LPIPS's networks run once for each image, however many terms look at it.
+@register_loss(lpips)
+class LPIPS(ImageLoss):
+    """Learned perceptual image patch similarity (Zhang et al. 2018)."""
 
-    Args:
-        vgg_layers: every index in VGG19 that any of the terms asks for.
-    """
-    token = _LOOKED.set(_Looked(frozenset(vgg_layers)))
-    try:
-        yield
-    finally:
-        _LOOKED.reset(token)
+    type: Literal["lpips"] = Field(description="Name of the loss.")
+    network: Literal["alex", "vgg", "squeeze"] = Field("alex", description="Backbone of LPIPS v0.1.")
+
+    def prepare(self) -> None:
+        """Missing weights are an error now, not at the first step."""
+        lpips_network(self.network)
 
 
-class _Looked:
-    """What pretrained networks saw in images. Holds the images, so that no other takes the place of one in memory."""
+@register_loss(normalised_difference)
+class NormalisedDifference(FeatureLoss):
+    """LPIPS's own recipe on adapted maps: of unit length over the channels at each place, squared difference; no network."""
 
-    def __init__(self, vgg_layers: frozenset[int]) -> None:
-        self.vgg_layers = vgg_layers
-        self._seen: dict[tuple[str, int], tuple[Tensor, Any]] = {}
-
-    def once(self, network: str, image: Tensor, look: Callable[[], Any]) -> Any:
-        """What this network sees in this very tensor."""
-        key = network, id(image)
-        if key not in self._seen:
-            self._seen[key] = image, look()
-        return self._seen[key][1]
-
-
-_LOOKED: ContextVar[_Looked | None] = ContextVar("looked", default=None)
-
-
-def _run_vgg(image: Tensor, wanted: Collection[int]) -> dict[int, Tensor]:
-    features = vgg19_features().to(image.device)
-    x = (image - image.new_tensor(_MEAN).view(-1, 1, 1)) / image.new_tensor(_STD).view(-1, 1, 1)
-    maps = {}
-    for index, layer in enumerate(features[: max(wanted) + 1]):
-        x = layer(x)
-        if index in wanted:
-            maps[index] = x
-    return maps
-
-
-def _lpips_maps(image: Tensor, network: str) -> list[Tensor]:
-    """The maps that LPIPS compares, of unit length over the channels."""
-
-    def look() -> list[Tensor]:
-        module = lpips_network(network).to(image.device)
-        return [unit(x, 1) for x in module.net(module.scaling_layer(2 * image - 1))]
-
-    looked = _LOOKED.get()
-    return look() if looked is None else looked.once(f"lpips {network}", image, look)
+    type: Literal["normalised_difference"] = Field(description="Name of the loss.")

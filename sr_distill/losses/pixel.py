@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
-from ..options import losses as options
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import Loss, register_loss
 
 
 def l1(sr: Tensor, target: Tensor) -> Tensor:
@@ -18,6 +21,18 @@ def l1(sr: Tensor, target: Tensor) -> Tensor:
         A scalar.
     """
     return (sr - target).abs().mean()
+
+
+def mse(sr: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference: ``mean (sr - target)^2``, whose minimum is the maximum of PSNR.
+
+    Args:
+        sr, target: same shape, (B, C, H, W); any range, here [0, 1].
+
+    Returns:
+        A scalar.
+    """
+    return (sr - target).square().mean()
 
 
 def charbonnier(sr: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
@@ -36,24 +51,36 @@ def charbonnier(sr: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
     return torch.sqrt((sr - target).square() + eps**2).mean()
 
 
-class L1Loss(nn.Module):
-    """:func:`l1` as a term of the objective."""
+class PixelLoss(Loss):
+    """A loss that compares images, or feature maps, value by value."""
 
-    def __init__(self, options: options.L1) -> None:
-        super().__init__()
+    on: Literal["sr", "features", "decoded"] = Field(
+        "sr",
+        description="What is compared: the output (sr), its adapted feature maps with the teacher's (features, mean over pairs), or the "
+        "images that the rest of the teacher makes of them (decoded).",
+    )
 
-    def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        """A scalar from two (B, 3, H, W) in [0, 1]."""
-        return l1(sr, target)
+
+@register_loss(l1)
+class L1(PixelLoss):
+    """Mean absolute difference."""
+
+    type: Literal["l1"] = Field(description="Name of the loss.")
 
 
-class CharbonnierLoss(nn.Module):
-    """:func:`charbonnier` as a term of the objective."""
+@register_loss(mse)
+class MSE(PixelLoss):
+    """Mean squared difference."""
 
-    def __init__(self, options: options.Charbonnier) -> None:
-        super().__init__()
-        self.eps = options.eps
+    type: Literal["mse"] = Field(description="Name of the loss.")
+    on: Literal["sr", "decoded"] = Field(  # on features it would be fitnet
+        "sr", description="What is compared: the output (sr), or the images that the rest of the teacher makes of the maps (decoded)."
+    )
 
-    def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        """A scalar from two (B, 3, H, W) in [0, 1]."""
-        return charbonnier(sr, target, self.eps)
+
+@register_loss(charbonnier)
+class Charbonnier(PixelLoss):
+    """Smooth L1: mean of sqrt(d^2 + eps^2)."""
+
+    type: Literal["charbonnier"] = Field(description="Name of the loss.")
+    eps: float = Field(1e-3, gt=0, description="Width of the smooth part, in units of the image (0-1).")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from .common import evenly_spread, need_samples, pooled_alike, rows, unit
+from .base import FeatureLoss, LossInputs, register_loss
+from .common import all_samples, evenly_spread, need_samples, pooled_alike, rows, unit
 
 _TINY = 1e-12  # smallest squared distance, as in the authors' code of RKD
 
@@ -86,9 +90,10 @@ def _distances(x: Tensor) -> Tensor:
     """Pairwise distances over their mean; the diagonal is 0."""
     squares = x.square().sum(1)
     squared = (squares[:, None] + squares[None, :] - 2 * x @ x.t()).clamp(min=_TINY)
-    off_diagonal = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    off_diagonal = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
     distances = squared.sqrt() * off_diagonal
-    return distances / distances[off_diagonal].mean()
+    # Not distances[off_diagonal].mean(): how many a mask selects is asked of the device, which is waited for.
+    return distances / (distances.sum() / (len(x) * (len(x) - 1)))
 
 
 def _angles(x: Tensor) -> Tensor:
@@ -120,3 +125,73 @@ def spatial_affinity(student: Tensor, teacher: Tensor, max_positions: int = 2304
 def _affinity(x: Tensor) -> Tensor:
     x = unit(x.flatten(2), dim=1)
     return x.transpose(1, 2) @ x
+
+
+class RelationLoss(FeatureLoss):
+    """A loss on relations between samples; of several processes, between the samples of all."""
+
+    adapted: ClassVar[bool] = False
+    samples: Literal["images", "patches"] = Field(
+        "images",
+        description="What a sample is: a whole map of the batch, or a square patch of a map (for small batches).",
+    )
+    pool: int | None = Field(
+        None,
+        ge=1,
+        description="images: average a map to pool x pool places first, so that a sample is a vector of channels x pool x pool values; "
+        "None: all places.",
+    )
+    patch: int = Field(8, ge=1, description="patches: side of a patch, in pixels of the map.")
+    max_samples: int = Field(128, ge=3, le=512, description="Of more samples that many, evenly spaced, are used.")
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "pool": ("samples", ("images",)),
+        "patch": ("samples", ("patches",)),
+    }
+
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The samples as vectors."""
+        return tuple(evenly_spread(self._vectors(all_samples(x)), self.max_samples) for x in (student, target))
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        if self.samples == "patches":
+            return patches_as_samples(x, self.patch)
+        return (x if self.pool is None else F.adaptive_avg_pool2d(x, self.pool)).flatten(1)
+
+
+def patches_as_samples(x: Tensor, side: int) -> Tensor:
+    """Cut maps (B, C, H, W) into whole squares of ``side``: (B n, C side side), the squares of one map after the other."""
+    side = min(side, *x.shape[-2:])
+    return F.unfold(x, side, stride=side).transpose(1, 2).flatten(0, 1)
+
+
+@register_loss(similarity)
+class Similarity(RelationLoss):
+    """Similarities between samples (Tung & Mori 2019); needs no adapter."""
+
+    type: Literal["similarity"] = Field(description="Name of the loss.")
+
+
+@register_loss(pkt)
+class PKT(RelationLoss):
+    """Probabilities that samples are neighbours (Passalis & Tefas 2018); needs no adapter."""
+
+    type: Literal["pkt"] = Field(description="Name of the loss.")
+
+
+@register_loss(rkd)
+class RKD(RelationLoss):
+    """Distances and angles between samples (Park et al. 2019); needs no adapter."""
+
+    type: Literal["rkd"] = Field(description="Name of the loss.")
+    distance_weight: float = Field(25.0, ge=0, description="Factor of the distances.")
+    angle_weight: float = Field(50.0, ge=0, description="Factor of the angles.")
+
+
+@register_loss(spatial_affinity)
+class SpatialAffinity(FeatureLoss):
+    """Affinities between the places of a map (FAKD, He et al. 2020); needs no adapter."""
+
+    adapted: ClassVar[bool] = False
+    type: Literal["spatial_affinity"] = Field(description="Name of the loss.")
+    max_positions: int = Field(1024, ge=4, le=4096, description="Larger maps are pooled; memory grows with its square.")

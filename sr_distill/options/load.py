@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -12,6 +13,8 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import UserError, did_you_mean
+from ..plugins import load_plugins
+from ..registry import OneOf
 from .schema import RunOptions
 
 T = TypeVar("T")
@@ -72,6 +75,8 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
         raise UserError(f"{path}: expected 'key: value' lines, got {type(tree).__name__}.")
     for override in overrides:
         _apply_override(tree, override)
+    if isinstance(tree.get("plugins"), list):  # first of all: what they register can be named in the rest
+        load_plugins([str(name) for name in tree["plugins"]], path.parent)
     return validate(RunOptions, tree, str(path))
 
 
@@ -84,7 +89,7 @@ def validate(kind: Any, tree: Any, source: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
+        problems = [_explain(kind, tree, problem) for problem in error.errors()]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in problems)) from None
 
@@ -132,9 +137,9 @@ def _list_index(node: list[Any], part: str, path: str, override: str) -> int:
     return int(part)
 
 
-def _explain(kind: Any, problem: Any) -> str:
+def _explain(kind: Any, tree: Any, problem: Any) -> str:
     """One line for one of pydantic's problems."""
-    path, classes = _walk(kind, problem["loc"])
+    path, classes = _walk(kind, tree, problem["loc"])
     where, value = ".".join(path) or "options", problem["input"]
     code, context = problem["type"], problem.get("ctx", {})
     if code == "extra_forbidden":
@@ -143,12 +148,8 @@ def _explain(kind: Any, problem: Any) -> str:
     if code == "missing":
         described = [cls.model_fields[path[-1]].description for cls in classes if path[-1] in cls.model_fields]
         return f"{where}: missing. {described[0] if described else ''}".rstrip()
-    if code in ("union_tag_invalid", "union_tag_not_found"):
-        allowed = re.findall(r"'([^']+)'", context.get("expected_tags", "")) or _tags(kind, problem["loc"])
-        given = context.get("tag")
-        if given is None:
-            return f"{where}.type: missing. Allowed: {', '.join(allowed)}."
-        return f"{where}.type: got '{given}'.{did_you_mean(str(given), allowed)} Allowed: {', '.join(allowed)}."
+    if code in ("unknown_type", "no_mapping"):
+        return _unknown(where, value, context["allowed"])
     if code == "literal_error":
         allowed = re.findall(r"'[^']*'|[^\s,]+", context["expected"].replace(" or ", ", "))
         plain = [text.strip("'") for text in allowed]
@@ -159,53 +160,57 @@ def _explain(kind: Any, problem: Any) -> str:
     return f"{where}: got {_short(value)}; expected {message}."
 
 
+def _unknown(where: str, value: Any, allowed: list[str]) -> str:
+    """A value that asks for none of the entries of a registry."""
+    listed = f"Allowed: {', '.join(allowed)}."
+    if isinstance(value, dict) and "type" not in value:
+        return f"{where}.type: missing. {listed}"
+    if isinstance(value, dict):
+        return f"{where}.type: got {value['type']!r}.{did_you_mean(str(value['type']), allowed)} {listed}"
+    return f"{where}: got {_short(value)}; expected keys and values with a type.{did_you_mean(str(value), allowed)} {listed}"
+
+
 def _short(value: Any) -> str:
     text = f"{value!r} ({type(value).__name__})" if isinstance(value, (str, bool)) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Follow pydantic's location through the options classes.
+def _walk(kind: Any, tree: Any, location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow pydantic's location through the options classes and the values that were given.
 
-    Returns the key path as the user wrote it (pydantic puts the tag of a union into it) and the classes in which
-    the last key was looked up.
+    Returns the key path as the user wrote it and the classes in which the last key was looked up.
     """
-    current, path, owners = [kind], [], []
+    annotations: list[Any] = [kind]
+    classes, value, path, owners = _models(kind, tree), tree, [], []
     for part in location:
-        classes = [cls for annotation in current for cls in _models(annotation)]
-        if isinstance(part, int):
-            path.append(str(part))
+        if isinstance(part, str) and part.startswith("|"):  # the tag of a branch that has no name in the file
             continue
-        if part.startswith("|"):  # the tag of a branch that has no name in the file
-            continue
-        tagged = [cls for cls in classes if len(classes) > 1 and part in _literal(cls)]
-        if tagged:
-            current = tagged
-            continue
-        owners = classes
-        path.append(part)
-        current = [cls.model_fields[part].annotation for cls in classes if part in cls.model_fields]
+        path.append(str(part))
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            value = value[part]
+        if isinstance(part, str):
+            owners = classes
+            fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
+            annotations = [
+                annotation
+                for field in fields
+                for annotation in [one for one in field.metadata if isinstance(one, OneOf)] or [field.annotation]
+            ]
+        classes = [cls for annotation in annotations for cls in _models(annotation, value)]
     return path, owners
 
 
-def _tags(kind: Any, location: Sequence[int | str]) -> list[str]:
-    current = [kind]
-    for part in location:
-        if isinstance(part, str):
-            current = [
-                cls.model_fields[part].annotation for a in current for cls in _models(a) if part in cls.model_fields
-            ]
-    return [tag for annotation in current for cls in _models(annotation) for tag in _literal(cls)]
-
-
-def _literal(cls: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(cls.model_fields["type"].annotation) if "type" in cls.model_fields else ()
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The options classes inside an annotation: of a union, a list, an optional."""
+def _models(annotation: Any, value: Any) -> list[type[BaseModel]]:
+    """The options classes inside an annotation: of a union, a list, an optional; of a registry the one that a value asks for."""
+    if isinstance(annotation, OneOf):
+        chosen = annotation.class_of(value)
+        return [] if chosen is None else [chosen]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Annotated, Union, types.UnionType, list, dict):
-        for inner in get_args(annotation):
-            yield from _models(inner)
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        chosen = [entry for entry in metadata if isinstance(entry, OneOf)]
+        return _models(chosen[0] if chosen else inner, value)
+    if get_origin(annotation) in (Union, types.UnionType, list, dict):
+        return [cls for inner in get_args(annotation) for cls in _models(inner, value)]
+    return []

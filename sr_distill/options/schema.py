@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from .architectures import ArchitectureOptions
 from .base import Options
-from .losses import LossOptions, teachers_used
+from .losses import LossOptions, check_weights, teachers_used
 
 Scale = Literal[2, 3, 4]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -56,6 +57,8 @@ class FeatureOptions(Options):
         "conv1x1",
         description="Convolution from the student's channels to the teacher's; trained with the student, not saved in its file.",
     )
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"count": ("pairs", ("auto",))}
 
     @field_validator("pairs")
     @classmethod
@@ -116,11 +119,25 @@ class DataOptions(Options):
 class ScheduleOptions(Options):
     """Learning rate as a function of the step."""
 
-    type: Literal["constant", "cosine", "multistep"] = Field("cosine", description="Shape after the warm-up.")
+    type: Literal["constant", "cosine", "multistep", "wsd"] = Field(
+        "cosine",
+        description="Shape after the warm-up. wsd (warm-up, stable, decay): constant, then linear decay at the end; until the decay "
+        "begins, a run of it can be resumed with another total_steps as if it had been so from the start.",
+    )
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
-    min_factor: float = Field(0.01, ge=0, le=1, description="cosine: the last learning rate, as a factor of the first.")
+    min_factor: float = Field(
+        0.01, ge=0, le=1, description="cosine, wsd: the last learning rate, as a factor of the first."
+    )
+    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the run, at its end, in which the rate decays.")
     milestones: list[int] = Field([], description="multistep: steps at which the learning rate is multiplied by gamma.")
     gamma: float = Field(0.5, gt=0, le=1, description="multistep: the factor at each milestone.")
+
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "min_factor": ("type", ("cosine", "wsd")),
+        "decay": ("type", ("wsd",)),
+        "milestones": ("type", ("multistep",)),
+        "gamma": ("type", ("multistep",)),
+    }
 
     @field_validator("milestones")
     @classmethod
@@ -131,8 +148,8 @@ class ScheduleOptions(Options):
 
     @model_validator(mode="after")
     def _milestones_for_multistep(self) -> ScheduleOptions:
-        if (self.type == "multistep") != bool(self.milestones):
-            raise ValueError("milestones belong to type multistep, which needs at least one")
+        if self.type == "multistep" and not self.milestones:
+            raise ValueError("type multistep needs at least one of milestones")
         return self
 
 
@@ -186,6 +203,10 @@ class RunOptions(Options):
     """A training run: distillation, or plain training when there is no teacher."""
 
     name: str = Field(description="Name of the run; its files go to <output_dir>/<name>/.")
+    plugins: list[str] = Field(
+        [],
+        description="Python files (beside this one or below the working folder) or modules that register losses, networks or metrics.",
+    )
     scale: Scale = Field(description="Upscaling factor.")
     seed: int = Field(0, ge=0, description="Seed of the weights and of the crops.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
@@ -226,7 +247,7 @@ class RunOptions(Options):
         return {teacher.name: teacher for teacher in self.teachers}
 
     @property
-    def shares(self) -> dict[str, float]:
+    def teacher_weights(self) -> dict[str, float]:
         """The weight of each teacher in the mean of their outputs."""
         return {name: getattr(teacher, "weight", 1.0) for name, teacher in self.all_teachers.items()}
 
@@ -238,7 +259,7 @@ class RunOptions(Options):
     @property
     def uses_features(self) -> bool:
         """True where a term of the objective looks at feature maps."""
-        return any(term.on == "features" for term in self.losses)
+        return any(term.reads_maps for term in self.losses)
 
     def features_of(self, teacher: str) -> FeatureOptions:
         """Which feature maps are compared with those of this teacher."""
@@ -250,8 +271,7 @@ class RunOptions(Options):
             raise ValueError(
                 "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
             )
-        if all(term.weight == 0 for term in self.losses):
-            raise ValueError("every loss has weight 0: nothing would be learned")
+        check_weights(self.losses, list(self.all_students), self.train.total_steps)
         repeated = [label for label, count in Counter(term.label for term in self.losses).items() if count > 1]
         if repeated:
             raise ValueError(f"several losses are called {', '.join(repeated)}: give each a 'name' of its own")
@@ -276,13 +296,33 @@ class RunOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _nothing_without_effect(self) -> RunOptions:
+        """What a term would have to look at is refused where none does: no option is ignored in silence."""
+        if self.features != FeatureOptions() and not self.uses_features:
+            raise ValueError("features has no effect: no loss looks at feature maps")
+        for name, teacher in self.all_teachers.items():
+            on_sr = [term for term in self.losses if not term.reads_maps and term.looks_at(name)]
+            on_maps = [term for term in self.losses if term.reads_maps and term.looks_at(name)]
+            idle = []
+            if not on_sr:
+                idle += [key for key, idle_value in (("cache", True), ("self_ensemble", False)) if getattr(teacher, key) != idle_value]
+            if isinstance(teacher, NamedTeacherOptions):
+                if teacher.weight != 1 and all(term.teacher is not None for term in on_sr):
+                    idle.append("weight")
+                if teacher.features is not None and not on_maps:
+                    idle.append("features")
+            if idle:
+                raise ValueError(f"{' and '.join(idle)} of the teacher '{name}' has no effect: no loss looks at what it changes")
+        return self
+
+    @model_validator(mode="after")
     def _peers_and_terms(self) -> RunOptions:
         among_peers = [term for term in self.losses if term.source == "peers"]
         if among_peers and not self.peers:
             raise ValueError("a loss compares with the peers, but there are none: add peers, a list of networks")
         if self.peers and not among_peers:
             raise ValueError("there are peers, but no loss compares with them: add a loss with 'against: peers'")
-        if any(term.on == "features" for term in among_peers) and self.features.pairs != "auto":
+        if any(term.reads_maps for term in among_peers) and self.features.pairs != "auto":
             raise ValueError(
                 "features.pairs must be auto where peers compare their features: each two have their own pairs"
             )

@@ -1,18 +1,22 @@
-"""Training: the task, the loop, and what they leave on disk."""
+"""Training: the objective over networks, the loop, and what they leave on disk."""
 
-from .build import build_task, tap_teacher
-from .loop import Interrupted, Progress, Trainer
+from .build import Run, build_run, build_task, tap_teachers
+from .loop import Interrupted, Progress, Trainer, make_optimizer
+from .processes import make_accelerator
 from .run_folder import RunFolder, open_run
-from .task import DistillationTask, MutualTask
+from .task import DistillationTask
 
 __all__ = [
     "DistillationTask",
     "Interrupted",
-    "MutualTask",
     "Progress",
+    "Run",
     "RunFolder",
     "Trainer",
+    "build_run",
     "build_task",
+    "make_accelerator",
+    "make_optimizer",
     "open_run",
-    "tap_teacher",
+    "tap_teachers",
 ]

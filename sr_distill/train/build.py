@@ -1,50 +1,114 @@
-"""From the options of a run to its task."""
+"""From the options of a run to its networks and its task: the one place where they are wired."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from ..errors import UserError
 from ..features import FeaturePair, TappedTeacher, choose_pairs
-from ..models import SRModel, Teacher
+from ..losses import Loss
+from ..models import SRModel, Teacher, build_model
 from ..options import LossOptions, RunOptions
-from .task import DistillationTask, MutualTask
+from ..options.schema import FeatureOptions
+from ..zoo import open_model
+from .task import DistillationTask
+from .terms import Link, Term
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its options describe it, on the CPU, before its first step.
+
+    Attributes:
+        options: of the run.
+        students: the networks that are trained, by name, with their starting weights.
+        teachers: the frozen networks that are imitated, by name.
+        task: the students and the objective.
+    """
+
+    options: RunOptions
+    students: dict[str, SRModel]
+    teachers: dict[str, TappedTeacher]
+    task: DistillationTask
+
+
+def build_run(options: RunOptions) -> Run:
+    """Build the networks, and the task over them. Random weights come from torch's random state, as the caller seeded it.
+
+    Raises:
+        UserError: a model cannot be loaded, or a layer or weights of a feature network that a term needs are not there.
+    """
+    students = {name: build_model(network, options.scale) for name, network in options.all_students.items()}
+    _start_from(options, students["student"])
+    teachers = {
+        name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
+        for name, teacher in options.all_teachers.items()
+    }
+    task = build_task(students, teachers, options.losses, options.features_of, options.teacher_weights, options.seed)
+    return Run(options, students, tap_teachers(task, teachers), task)
 
 
 def build_task(
-    options: RunOptions, students: Mapping[str, SRModel], teachers: Mapping[str, SRModel]
-) -> DistillationTask | MutualTask:
-    """The objective of a run over its students, with the layers that are compared.
+    students: Mapping[str, SRModel],
+    teachers: Mapping[str, Teacher],
+    losses: Sequence[LossOptions],
+    features_of: Callable[[str], FeatureOptions] = lambda name: FeatureOptions(),
+    teacher_weights: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> DistillationTask:
+    """The objective over networks, with the layers that are compared.
 
     Args:
-        options: the options of the run.
-        students: as ``options.all_students`` names them.
-        teachers: as ``options.all_teachers`` names them.
+        students: the networks to train, by name.
+        teachers: the frozen networks, by name.
+        losses: the terms; each student has all of them, but those that name another student.
+        features_of: which feature maps are compared with those of a teacher or peer of this name.
+        teacher_weights: of the teachers in the mean of their outputs; None: all the same.
+        seed: of terms that draw something.
 
     Raises:
-        UserError: a layer does not exist, or a network has no chain of blocks to choose from, or a pair does not fit its adapter.
+        UserError: a layer does not exist, or a network has no chain of blocks to choose from, or a pair does not fit its adapter,
+            or a term needs pretrained weights that cannot be had.
     """
-    networks = {**students, **teachers}
+    networks = {**students, **{name: teacher.model for name, teacher in teachers.items()}}
+    pairs: dict[Link, list[FeaturePair]] = {}
+    terms = []
+    for student in students:
+        for loss in losses:
+            if loss.student not in (None, student):
+                continue
+            sources = _sources(loss, student, list(students), list(teachers))
+            links = [Link(student, source, loss.before_activation) for source in sources if loss.reads_maps]
+            for link in links:
+                if link not in pairs:
+                    pairs[link] = choose_pairs(
+                        networks[student], networks[link.source], features_of(link.source), link.before_activation
+                    )
+            averaged = loss.source == "teacher" and not loss.reads_maps and len(sources) > 1
+            terms.append(Term(loss, student, sources, {link: pairs[link] for link in links}, averaged, seed))
+    return DistillationTask(students, terms, pairs, teacher_weights or dict.fromkeys(teachers, 1.0))
 
-    def objective(name: str) -> DistillationTask:
-        peers = [other for other in students if other != name]
-        sources: dict[str, None] = {}
-        for term in options.losses:
-            if term.on == "features":
-                looked_at = peers if term.source == "peers" else [term.teacher] if term.teacher else teachers
-                sources |= dict.fromkeys(looked_at)
-        pairs = {
-            source: choose_pairs(students[name], networks[source], options.features_of(source)) for source in sources
-        }
-        return DistillationTask(students[name], options.losses, pairs, options.shares, peers)
 
-    tasks = {name: objective(name) for name in students}
-    return MutualTask(tasks) if options.peers else tasks["student"]
+def tap_teachers(task: DistillationTask, teachers: Mapping[str, Teacher]) -> dict[str, TappedTeacher]:
+    """The teachers as the steps of a task run them; one that no term looks at is left out."""
+    most = task.needs([1.0] * len(task.terms))
+    return {name: TappedTeacher(teacher, most[name]) for name, teacher in teachers.items() if name in most}
 
 
-def tap_teacher(
-    teacher: Teacher, name: str, pairs: Sequence[FeaturePair], losses: Sequence[LossOptions]
-) -> TappedTeacher:
-    """The teacher of this name as the terms need it: its layers of the pairs, its output, the rest of it from each layer on."""
-    terms = [term for term in losses if term.looks_at(name)]
-    need_sr, replay = any(term.on == "sr" for term in terms), any(term.replays_teacher for term in terms)
-    return TappedTeacher(teacher, [pair.teacher.path for pair in pairs], need_sr, replay)
+def _sources(loss: Loss, student: str, students: list[str], teachers: list[str]) -> list[str]:
+    """Names of the teachers or peers that a term of a student is compared with."""
+    if loss.source == "hr":
+        return []
+    if loss.source == "peers":
+        return [name for name in students if name != student]
+    return [loss.teacher] if loss.teacher else teachers
+
+
+def _start_from(options: RunOptions, student: SRModel) -> None:
+    if options.init_from is None:
+        return
+    start = open_model(options.init_from, options.scale, options.student)
+    if start.spec != student.spec:
+        raise UserError(f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student.")
+    student.load_state_dict(start.state_dict())

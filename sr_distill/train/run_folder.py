@@ -10,7 +10,8 @@ import yaml
 from ..errors import UserError
 from ..files import write_text
 from ..options import RunOptions, dump_options, validate
-from .checkpoint import latest_checkpoint
+from .checkpoint import latest_checkpoint, step_of
+from .schedule import learning_rate_at, weight_at
 
 # Options that may differ between a run and its continuation without a word.
 _HARMLESS = (
@@ -70,23 +71,23 @@ def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None,
         return folder, None, []
     if not folder.options.exists():
         raise UserError(f"nothing to resume: there is no run in {folder.path}. Start it without --resume.")
-    said = _compare(options, folder)
-    write_text(folder.options, dump_options(options))
     checkpoint = latest_checkpoint(folder.checkpoints)
+    said = _compare(options, folder, checkpoint)
+    write_text(folder.options, dump_options(options))
     if checkpoint is None:
         said.append(f"{folder.checkpoints} holds no checkpoint yet: starting from step 0.")
     return folder, checkpoint, said
 
 
-def _compare(options: RunOptions, folder: RunFolder) -> list[str]:
+def _compare(options: RunOptions, folder: RunFolder, checkpoint: Path | None) -> list[str]:
     """Sentences about options that differ from those the run was started with."""
     try:
         tree = yaml.safe_load(folder.options.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{folder.options} cannot be read ({error}).") from error
-    before = _flat(validate(RunOptions, tree, str(folder.options)).model_dump(mode="json"))
-    now = _flat(options.model_dump(mode="json"))
-    said = []
+    started = validate(RunOptions, tree, str(folder.options))
+    before, now = _flat(started.model_dump(mode="json")), _flat(options.model_dump(mode="json"))
+    said = [] if checkpoint is None else _jumps(started, options, step_of(checkpoint))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) == now.get(key) or key.startswith(_HARMLESS):
             continue
@@ -94,6 +95,28 @@ def _compare(options: RunOptions, folder: RunFolder) -> list[str]:
         if key.split(".")[0] in _FIXED:
             raise UserError(f"cannot resume {folder.path} with other options: {change}.")
         said.append(f"changed since the run was started: {change}.")
+    return said
+
+
+def _jumps(before: RunOptions, now: RunOptions, step: int) -> list[str]:
+    """What another ``total_steps`` does at the step where the run goes on: it moves everything that is planned to its end."""
+    if before.train.total_steps == now.train.total_steps:
+        return []
+    rates = [
+        learning_rate_at(step, options.optimizer.learning_rate, options.train.total_steps, options.schedule)
+        for options in (before, now)
+    ]
+    said = []
+    if rates[0] != rates[1]:
+        said.append(
+            f"train.total_steps was {before.train.total_steps}, is now {now.train.total_steps}: at step {step} the learning rate jumps from "
+            f"{rates[0]:.3g} to {rates[1]:.3g}, so the result is not that of a run of {now.train.total_steps} steps. With schedule.type "
+            "wsd it would be, until its decay begins."
+        )
+    for old, new in zip(before.losses, now.losses):
+        weights = weight_at(step, old, before.train.total_steps), weight_at(step, new, now.train.total_steps)
+        if old == new and weights[0] != weights[1]:
+            said.append(f"with it, the weight of {new.label} jumps from {weights[0]:.3g} to {weights[1]:.3g}.")
     return said
 
 

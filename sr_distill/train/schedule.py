@@ -13,13 +13,18 @@ def learning_rate_at(step: int, base: float, total_steps: int, schedule: Schedul
 
     Warm-up: ``base (step + 1) / warmup`` for ``step < warmup``. After it, with p the share of the remaining steps that is done:
     constant ``base``; cosine ``base (m + (1 - m)(1 + cos(pi p)) / 2)`` with m = min_factor (Loshchilov & Hutter 2017,
-    equation 5); multistep ``base gamma^k`` after k milestones.
+    equation 5); multistep ``base gamma^k`` after k milestones; wsd constant, then in the last share d = decay of the run linear to m
+    (Hu et al., "MiniCPM", 2024, section 4): until then the rate does not depend on ``total_steps``.
     """
     if step < schedule.warmup:
         return base * (step + 1) / schedule.warmup
     if schedule.type == "cosine":
         done = (step - schedule.warmup) / max(1, total_steps - schedule.warmup)
         return base * (schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done)))
+    if schedule.type == "wsd":
+        start = max(schedule.warmup, total_steps - round(schedule.decay * total_steps))
+        done = max(0, step - start) / max(1, total_steps - start)
+        return base * (1 + (schedule.min_factor - 1) * done)
     if schedule.type == "multistep":
         return base * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
     return base

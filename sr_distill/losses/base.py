@@ -1,0 +1,204 @@
+"""What a loss is: a pure function, and beside it its options, which are the function's keyword arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import torch
+from pydantic import Field
+from pydantic.fields import FieldInfo
+from torch import Tensor, nn
+
+from ..contracts import Prediction
+from ..features import Adapter, FeaturePair
+from ..options.losses import TermOptions
+from ..registry import LOSSES
+from .common import in_full_precision
+from .projection import Projection
+
+L = TypeVar("L", bound="type[Loss]")
+
+
+@dataclass(frozen=True)
+class MatchedMaps:
+    """The maps of one pair in one step; what is made of them is made once for all terms.
+
+    Attributes:
+        pair: the two layers.
+        student, teacher: the maps (B, Cs, hs, ws) and (B, Ct, ht, wt).
+        adapter: brings the student's map to the teacher's shape; None where no term needs that.
+        network: all that the teacher gave.
+    """
+
+    pair: FeaturePair
+    student: Tensor
+    teacher: Tensor
+    adapter: Adapter | None
+    network: Prediction
+
+    @cached_property
+    def adapted(self) -> Tensor:
+        """The student's map in the teacher's shape."""
+        return self.adapter(self.student, self.teacher)
+
+    @cached_property
+    def decoded(self) -> Tensor:
+        """The image that the rest of the teacher makes of the adapted map."""
+        return self.network.forward_from(self.pair.teacher.path, self.adapted).sr
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What one term can look at in one step.
+
+    Attributes:
+        lr, hr: the batch; for a luma student ``hr`` has the chroma that the student cannot change.
+        student: what the student gave.
+        targets: the images that the output is compared with, each in turn.
+        maps: the pairs of maps that are compared.
+        reachable: an image with what the student cannot change (a luma student's chroma) taken from the student.
+    """
+
+    lr: Tensor
+    hr: Tensor
+    student: Prediction
+    targets: Sequence[Tensor]
+    maps: Sequence[MatchedMaps]
+    reachable: Callable[[Tensor], Tensor]
+
+
+class Loss(TermOptions):
+    """The options of a term together with what it computes.
+
+    A loss of two tensors is a pure function ``f(student, target, **options)``, a class of its options derived from this one, and
+    ``@register_loss(f)`` on the class: the keyword arguments of the function are the fields of the class.
+
+    Attributes:
+        function: the pure function.
+        adapted: whether the student's maps go through the adapter first; a loss that compares relations or attention takes
+            maps with any numbers of channels as they are.
+        before_activation: whether it is defined on maps before their activation function.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    adapted: ClassVar[bool] = True
+    before_activation: ClassVar[bool] = False
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether it looks at the student's output."""
+        return not self.reads_maps
+
+    @property
+    def replays_student(self) -> bool:
+        """Whether it runs the student on from a changed map."""
+        return False
+
+    @property
+    def replays_teacher(self) -> bool:
+        """Whether it runs the teacher on from a changed map."""
+        return self.on == "decoded"
+
+    @property
+    def vgg_layers(self) -> frozenset[int]:
+        """The indices of VGG19's layers that it looks at."""
+        return frozenset()
+
+    @property
+    def keywords(self) -> Mapping[str, Any]:
+        """Those of its fields that are keyword arguments of its function."""
+        return {name: getattr(self, name) for name in _keywords(self.function) if name in type(self).model_fields}
+
+    def prepare(self) -> None:
+        """Told once, before the first step: what is missing is an error now."""
+
+    def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """What the function is called with for one of the things that are compared."""
+        return student, target
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """The unweighted loss, a scalar; of half-precision tensors computed in float32."""
+        return in_full_precision(functools.partial(self.function, **self.keywords), *tensors)
+
+    def build(self, pairs: Sequence[FeaturePair], seed: int) -> nn.Module:
+        """The module that computes the term from :class:`LossInputs`.
+
+        Args:
+            pairs: the layers that it compares.
+            seed: of the run, for a loss that draws something.
+        """
+        return Comparison(self, pairs)
+
+
+class FeatureLoss(Loss):
+    """A loss on feature maps; its value is the mean over the pairs."""
+
+    on: Literal["features"] = Field("features", description="Feature maps.")  # type: ignore[assignment]
+
+
+def register_loss(function: Callable[..., Tensor]) -> Callable[[L], L]:
+    """Decorator of the options class of a loss: ties it to its function and makes its name valid in options.
+
+    Raises:
+        TypeError: a field is no keyword argument of the function (and the class does not override ``arguments`` or
+            ``__call__``, where it could use it), or the name is taken.
+    """
+
+    def add(options: L) -> L:
+        own = {
+            name
+            for name, field in options.model_fields.items()
+            if name in vars(options).get("__annotations__", {}) and name not in Loss.model_fields and not _is_fixed(field)
+        }
+        idle = own - _keywords(function).keys()
+        if idle and not {"__call__", "arguments"} & vars(options).keys():
+            raise TypeError(
+                f"{options.__name__}: {', '.join(sorted(idle))} is no keyword argument of {function.__name__}, so it would have no effect"
+            )
+        options.function = staticmethod(function)
+        return LOSSES.register(options)
+
+    return add
+
+
+def _is_fixed(field: FieldInfo) -> bool:
+    """Whether a field has one possible value, and so cannot be ignored."""
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+
+
+def _keywords(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
+
+
+class Comparison(nn.Module):
+    """A loss of tensors as a term: its mean over what ``on`` says is compared.
+
+    Args:
+        loss: the loss with its options.
+        pairs: the layers that it compares.
+    """
+
+    def __init__(self, loss: Loss, pairs: Sequence[FeaturePair] = ()) -> None:
+        super().__init__()
+        self.loss = loss
+        self.projections = nn.ModuleList(Projection(pair) for pair in pairs if loss.on == "projected")
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The unweighted term."""
+        values = [self.loss(*self.loss.arguments(inputs, *compared)) for compared in self._compared(inputs)]
+        return values[0] if len(values) == 1 else torch.stack(values).mean()
+
+    def _compared(self, inputs: LossInputs) -> list[tuple[Tensor, Tensor]]:
+        """The student's side and the other, for each target or pair."""
+        if self.loss.on == "sr":
+            return [(inputs.student.sr, target) for target in inputs.targets]
+        if self.loss.on == "decoded":
+            return [(maps.decoded, maps.network.forward_from.sr) for maps in inputs.maps]
+        if self.loss.on == "projected":
+            return [project(maps.adapted, maps.teacher) for project, maps in zip(self.projections, inputs.maps)]
+        return [(maps.adapted if self.loss.adapted else maps.student, maps.teacher) for maps in inputs.maps]

@@ -1,0 +1,129 @@
+"""What pretrained networks see in images, looked at once for all losses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, did_you_mean
+from ..features import lpips_network, vgg19_features
+from .common import unit
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_CONVS_IN_STAGE = (2, 2, 4, 4, 4)
+
+
+def _layer_names() -> dict[str, int]:
+    """Index in ``vgg19().features`` by torchvision's name (features.16) and by the papers' (conv3_4, relu3_4, pool3)."""
+    index, names = itertools.count(), {}
+    for stage, convs in enumerate(_CONVS_IN_STAGE, start=1):
+        for conv in range(1, convs + 1):
+            names[f"conv{stage}_{conv}"] = next(index)
+            names[f"relu{stage}_{conv}"] = next(index)
+        names[f"pool{stage}"] = next(index)
+    return names | {f"features.{number}": number for number in range(next(index))}
+
+
+VGG19_LAYERS: dict[str, int] = _layer_names()
+"""Every name that a layer of VGG19 can be asked for by, and its index in ``torchvision.models.vgg19().features``."""
+
+
+def layer_index(name: str) -> int:
+    """Index of a layer in ``vgg19().features``; UserError with the nearest name where there is none."""
+    if name not in VGG19_LAYERS:
+        hint = did_you_mean(name, VGG19_LAYERS, cutoff=0.6)
+        raise UserError(
+            f"vgg19 has no layer '{name}'.{hint} Allowed: features.0 to features.36, conv1_1, relu1_1, pool1, ... pool5."
+        )
+    return VGG19_LAYERS[name]
+
+
+def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+    """Maps of VGG19 at the wanted indices, run no deeper than the deepest; RGB (B, 3, H, W) in [0, 1], normalised here."""
+    cache = _CACHE.get()
+    if cache is None:
+        return _run_vgg(image, wanted)
+    if not wanted <= cache.vgg_layers:
+        raise RuntimeError(f"VGG19's layers {sorted(wanted - cache.vgg_layers)} were not announced to the cache")
+    return cache.once("vgg19", image, lambda: _run_vgg(image, cache.vgg_layers))
+
+
+def lpips_maps(image: Tensor, network: str) -> list[Tensor]:
+    """The maps that LPIPS compares, of unit length over the channels; RGB (B, 3, H, W) in [0, 1], converted here."""
+    cache = _CACHE.get()
+    look = functools.partial(_run_lpips, image, network)
+    return look() if cache is None else cache.once(f"lpips {network}", image, look)
+
+
+@contextlib.contextmanager
+def feature_cache(vgg_layers: Collection[int], autocast: torch.dtype | None = None) -> Iterator[None]:
+    """While this lasts, VGG19 and LPIPS's networks run once for each image, however many losses look at it.
+
+    Args:
+        vgg_layers: every index in VGG19 that any of the losses asks for.
+        autocast: dtype to which these networks are autocast, None for that of the images. Maps come back in the images' dtype.
+    """
+    token = _CACHE.set(_Cache(frozenset(vgg_layers), autocast))
+    try:
+        yield
+    finally:
+        _CACHE.reset(token)
+
+
+class _Cache:
+    """What pretrained networks saw in images. Holds the images, so that no other takes the place of one in memory."""
+
+    def __init__(self, vgg_layers: frozenset[int], autocast: torch.dtype | None) -> None:
+        self.vgg_layers = vgg_layers
+        self.autocast = autocast
+        self._seen: dict[tuple[str, int], tuple[Tensor, Any]] = {}
+
+    def once(self, network: str, image: Tensor, look: Callable[[], Any]) -> Any:
+        """What this network sees in this very tensor."""
+        key = network, id(image)
+        if key not in self._seen:
+            self._seen[key] = image, look()
+        return self._seen[key][1]
+
+
+_CACHE: ContextVar[_Cache | None] = ContextVar("feature_cache", default=None)
+
+
+def _autocast(image: Tensor) -> contextlib.AbstractContextManager:
+    cache = _CACHE.get()
+    if cache is None or cache.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast(image.device.type, dtype=cache.autocast)
+
+
+def _run_vgg(image: Tensor, wanted: Collection[int]) -> dict[int, Tensor]:
+    features = vgg19_features().to(image.device)
+    mean, std = _statistics(image.device, image.dtype)
+    x, maps = (image - mean) / std, {}
+    with _autocast(image):
+        for index, layer in enumerate(features[: max(wanted) + 1]):
+            x = layer(x)
+            if index in wanted:
+                maps[index] = x.to(image.dtype)
+    return maps
+
+
+def _run_lpips(image: Tensor, network: str) -> list[Tensor]:
+    module = lpips_network(network).to(image.device)
+    with _autocast(image):
+        maps = module.net(module.scaling_layer(2 * image - 1))
+    return [unit(x.to(image.dtype), 1) for x in maps]
+
+
+@functools.lru_cache(maxsize=8)
+def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation, copied to the device once."""
+    return tuple(torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1) for values in (_MEAN, _STD))

@@ -1,0 +1,171 @@
+"""The objective resolved: each line of the options as a term that knows what it reads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..contracts import Batch, Prediction
+from ..data.color import with_luma_of
+from ..errors import LossError, UserError
+from ..features import Adapter, FeaturePair, Need
+from ..losses import Loss, LossInputs, MatchedMaps
+from ..models import SRModel
+from .schedule import weight_at
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two networks whose maps are compared: a student and a teacher or peer, by name, and in which sort of layers."""
+
+    student: str
+    source: str
+    before_activation: bool = False
+
+    @property
+    def key(self) -> str:
+        """As a key of nn.ModuleDict, which refuses the names of its own methods."""
+        return f"{self.student}_from_{self.source}" + ("_before_activation" if self.before_activation else "")
+
+
+class Term(nn.Module):
+    """One loss of one student.
+
+    Args:
+        loss: the loss with its options.
+        student: name of the student.
+        sources: names of the teachers or peers that it is compared with; none for a term against HR.
+        pairs: for a term on features, the pairs of each link.
+        averaged: compare with the weighted mean of the sources' outputs, not with each in turn.
+        seed: of the run.
+
+    Attributes:
+        label: the name in the log; those of a peer begin with its name.
+        needs: what it wants of each network, by name.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        student: str,
+        sources: Sequence[str],
+        pairs: Mapping[Link, Sequence[FeaturePair]],
+        averaged: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        loss.prepare()
+        self.loss, self.student, self.sources, self.averaged = loss, student, tuple(sources), averaged
+        self.links = tuple(pairs)
+        self.module = loss.build([pair for matched in pairs.values() for pair in matched], seed)
+        self.needs = {student: Need(sr=loss.reads_output, replay=loss.replays_student)}
+        for source in sources:
+            self.needs[source] = Need(sr=not loss.reads_maps, replay=loss.replays_teacher)
+        for link, matched in pairs.items():
+            self.needs[student] |= Need(paths=frozenset(pair.student.path for pair in matched))
+            self.needs[link.source] |= Need(paths=frozenset(pair.teacher.path for pair in matched))
+
+    @property
+    def label(self) -> str:
+        """The name in the log; those of a peer begin with its name."""
+        return self.loss.label if self.student == "student" else f"{self.student}_{self.loss.label}"
+
+    def weight_at(self, step: int, total_steps: int) -> float:
+        """Its weight in optimizer step ``step`` of ``total_steps``."""
+        return weight_at(step, self.loss, total_steps)
+
+    def forward(self, step: StepReader) -> Tensor:
+        """The unweighted term, a scalar.
+
+        Raises:
+            UserError: it cannot be computed from what is there; names the term.
+        """
+        if self.averaged:
+            targets = [step.mean(self.student, self.sources)]
+        else:
+            targets = [step.image(self.student, source) for source in self.sources]
+        inputs = LossInputs(
+            lr=step.batch.lr,
+            hr=step.hr(self.student) if self.loss.reads_output else step.batch.hr,
+            student=step.given[self.student],
+            targets=[] if self.loss.reads_maps else targets or [step.hr(self.student)],
+            maps=[maps for link in self.links for maps in step.maps(link)],
+            reachable=functools.partial(step.reachable, self.student),
+        )
+        try:
+            return self.module(inputs)
+        except LossError as error:
+            raise UserError(f"loss {self.label}: {error}.") from error
+
+
+class StepReader:
+    """What the networks gave in one step, as the terms read it; what several terms read is made once.
+
+    Args:
+        batch: the images.
+        given: what each network gave, by name: students with gradient, teachers without.
+        students: the students by name.
+        teacher_weights: of the teachers in the mean of their outputs.
+        pairs, adapters: the pairs of each link, and the adapters of those links that need them.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        given: Mapping[str, Prediction],
+        students: Mapping[str, SRModel],
+        teacher_weights: Mapping[str, float],
+        pairs: Mapping[Link, Sequence[FeaturePair]],
+        adapters: Mapping[str, Sequence[Adapter]],
+    ) -> None:
+        self.batch, self.given = batch, given
+        self._students, self._teacher_weights = students, teacher_weights
+        self._pairs, self._adapters = pairs, adapters
+        self._targets: dict[tuple[str, str], Tensor] = {}
+        self._maps: dict[Link, list[MatchedMaps]] = {}
+
+    def hr(self, student: str) -> Tensor:
+        """The ground truth as far as this student can reach it."""
+        return self._target(student, "hr", self.batch.hr)
+
+    def image(self, student: str, source: str) -> Tensor:
+        """The output of a teacher or peer as a target of this student."""
+        return self._target(student, source, self._fixed(source).sr)
+
+    def mean(self, student: str, sources: Sequence[str]) -> Tensor:
+        """The weighted mean of the outputs of several teachers."""
+        whole = sum(self._teacher_weights[source] for source in sources)
+        return sum(self.image(student, source) * (self._teacher_weights[source] / whole) for source in sources)
+
+    def maps(self, link: Link) -> list[MatchedMaps]:
+        """The matched maps of two networks."""
+        if link not in self._maps:
+            student, source, pairs = self.given[link.student], self._fixed(link.source), self._pairs[link]
+            adapters = self._adapters[link.key] if link.key in self._adapters else [None] * len(pairs)
+            self._maps[link] = [
+                MatchedMaps(p, student.features[p.student.path], source.features[p.teacher.path], adapter, source)
+                for p, adapter in zip(pairs, adapters)
+            ]
+        return self._maps[link]
+
+    def reachable(self, student: str, image: Tensor) -> Tensor:
+        """For a luma student: the image's luma on the student's (bicubic) chroma, which is not the student's to change."""
+        if self._students[student].spec.color == "rgb":
+            return image
+        return with_luma_of(self.given[student].sr.detach(), image)
+
+    def _target(self, student: str, name: str, image: Tensor) -> Tensor:
+        if (student, name) not in self._targets:
+            self._targets[student, name] = self.reachable(student, image)
+        return self._targets[student, name]
+
+    def _fixed(self, source: str) -> Prediction:
+        """What a teacher gave; what a peer gave, as a teacher gives it: without gradient, clipped to [0, 1]."""
+        given = self.given[source]
+        if source not in self._students:
+            return given
+        features = {path: value.detach() for path, value in given.features.items()}
+        return Prediction(None if given.sr is None else given.sr.detach().clamp(0, 1), features)
