@@ -23,13 +23,15 @@ class Registry(Mapping[str, type[Any]]):
     Args:
         what: what an entry is, in a word, for messages.
         home: the package that fills it.
-        apart_from: another registry, whose names are taken, too.
+        apart_from: another registry; a name can be in one of the two only.
     """
 
     def __init__(self, what: str, home: str, apart_from: Registry | None = None) -> None:
         self.what = what
         self._home = home
         self._apart_from = apart_from
+        if apart_from is not None:
+            apart_from._apart_from = self
         self._entries: dict[str, type[Any]] = {}
 
     def register(self, entry: type[T]) -> type[T]:
@@ -45,7 +47,7 @@ class Registry(Mapping[str, type[Any]]):
         bare = [name for name, field in entry.model_fields.items() if not field.description and name != "type"]
         if bare or not entry.__doc__:
             raise TypeError(f"{entry.__name__} must describe {', '.join(bare) or 'itself in a docstring'}")
-        taken = self._entries.get(names[0]) or (self._apart_from or {}).get(names[0])
+        taken = self._entries.get(names[0]) or (self._apart_from._entries.get(names[0]) if self._apart_from else None)
         if taken is not None:
             raise TypeError(f"there is a {self.what} '{names[0]}' already ({taken.__module__}): choose another name")
         self._entries[names[0]] = entry

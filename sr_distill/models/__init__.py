@@ -1,8 +1,10 @@
 """Networks: built by name, loaded from files, and seen by everybody else as RGB in [0, 1]."""
 
-from .base import Architecture, ModelSpec, SRModel, bicubic_model, upscale_uint8
+from ..options.architectures import Architecture
+from ..registry import ARCHITECTURES, STUDENTS, TEACHERS
+from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
+from .build import build_model
 from .files import load_model, model_key, save_model
-from .registry import ARCHITECTURES, STUDENTS, TEACHERS, build_model
 from .teacher import Teacher
 
 __all__ = [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +13,10 @@ from torch import Tensor, nn
 from ..data.bicubic import imresize, mirrored
 from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ..data.images import to_uint8
+from ..options.architectures import Architecture
 from .blocks import collapse
 
 StateDict = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network family, as the registries list it.
-
-    Attributes:
-        build: ``build(options, scale) -> nn.Module`` for this family's options class.
-        scales: upscaling factors it can be built for.
-        value_range: the network's own range of values is [0, value_range].
-        size_multiple: a function of the options and the scale; inputs are padded to a multiple of its result.
-        min_size: smallest side of an input; smaller ones are padded.
-        recognise: options (as a dict) and possible scales read off the shapes of a published checkpoint, or None if it is
-            another network's. May raise KeyError, IndexError or ValueError, which count as None.
-    """
-
-    build: Callable[[Any, int], nn.Module]
-    scales: tuple[int, ...] = (2, 3, 4)
-    value_range: float = 1.0
-    size_multiple: Callable[[Any, int], int] = field(default=lambda options, scale: 1)
-    min_size: int = 1
-    recognise: Callable[[StateDict], tuple[dict[str, Any], tuple[int, ...]] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ class ModelSpec:
     value_range: float = 1.0
     size_multiple: int = 1
     min_size: int = 1
-    architecture: Any = None
+    architecture: Architecture | None = None
 
 
 class SRModel(nn.Module):

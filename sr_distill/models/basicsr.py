@@ -6,13 +6,15 @@ import importlib
 import math
 import sys
 import types
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field, model_validator
 from torch import nn
 
 from ..errors import UserError
-from ..options import architectures as options
-from .base import Architecture, StateDict
+from ..options.architectures import Architecture, Color, Depth, Width
+from ..registry import register_student, register_teacher
+from .base import StateDict
 
 
 def import_basicsr(module: str) -> types.ModuleType:
@@ -39,60 +41,148 @@ def import_basicsr(module: str) -> types.ModuleType:
         ) from error
 
 
-def _compact(o: options.Compact, scale: int) -> nn.Module:
-    channels = 3 if o.color == "rgb" else 1
-    arch = import_basicsr("archs.srvgg_arch")
-    return arch.SRVGGNetCompact(channels, channels, o.num_feat, o.num_block, scale, o.activation)
+@register_student
+class CompactOptions(Architecture):
+    """SRVGGNetCompact of Real-ESRGAN: plain VGG-style convolutions with PReLU."""
+
+    type: Literal["compact"] = Field(description="Name of the network.")
+    color: Color = "rgb"
+    num_feat: Width = Field(64, description="Channels of the body.")
+    num_block: Depth = Field(16, description="Number of 3x3 convolutions in the body (num_conv in the original).")
+    activation: Literal["relu", "prelu", "leakyrelu"] = Field("prelu", description="Activation after each convolution.")
+
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        channels = 3 if self.color == "rgb" else 1
+        arch = import_basicsr("archs.srvgg_arch")
+        return arch.SRVGGNetCompact(channels, channels, self.num_feat, self.num_block, scale, self.activation)
 
 
-def _edsr(o: options.EDSR, scale: int) -> nn.Module:
-    return import_basicsr("archs.edsr_arch").EDSR(3, 3, o.num_feat, o.num_block, scale, o.res_scale)
+@register_teacher
+class EDSROptions(Architecture):
+    """Lim et al. 2017; the defaults are EDSR-baseline."""
+
+    type: Literal["edsr"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    num_block: Depth = Field(16, description="Residual blocks.")
+    res_scale: float = Field(1.0, gt=0, le=1, description="Factor on each residual (0.1 for the 256-channel EDSR).")
+
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        arch = import_basicsr("archs.edsr_arch")
+        return arch.EDSR(3, 3, self.num_feat, self.num_block, scale, self.res_scale)
+
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off checkpoints of BasicSR."""
+        if (
+            "conv_after_body.weight" not in state
+            or "body.0.conv1.weight" not in state
+            or "upsample.0.weight" not in state
+        ):
+            return None
+        num_feat = state["conv_first.weight"].shape[0]
+        found = {
+            "num_feat": num_feat,
+            "num_block": sum(key.startswith("body.") and key.endswith(".conv1.weight") for key in state),
+            # Not stored in a checkpoint: 0.1 in the large EDSR of the paper (256 channels), 1 in EDSR-baseline.
+            "res_scale": 0.1 if num_feat >= 256 else 1.0,
+        }
+        twice = "upsample.2.weight" in state
+        return found, (4 if twice else math.isqrt(state["upsample.0.weight"].shape[0] // num_feat),)
 
 
-def _rcan(o: options.RCAN, scale: int) -> nn.Module:
-    arch = import_basicsr("archs.rcan_arch")
-    return arch.RCAN(3, 3, o.num_feat, o.num_group, o.num_block, o.squeeze_factor, scale)
+@register_teacher
+class RCANOptions(Architecture):
+    """Zhang et al. 2018, residual channel attention network."""
+
+    type: Literal["rcan"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    num_group: Depth = Field(10, description="Residual groups.")
+    num_block: Depth = Field(20, description="Residual blocks in a group.")
+    squeeze_factor: int = Field(16, ge=1, description="Channel reduction inside the attention.")
+
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        arch = import_basicsr("archs.rcan_arch")
+        return arch.RCAN(3, 3, self.num_feat, self.num_group, self.num_block, self.squeeze_factor, scale)
 
 
-def _rrdbnet(o: options.RRDBNet, scale: int) -> nn.Module:
-    return import_basicsr("archs.rrdbnet_arch").RRDBNet(3, 3, scale, o.num_feat, o.num_block, o.num_grow_ch)
+@register_teacher
+class RRDBNetOptions(Architecture):
+    """Wang et al. 2018, the generator of ESRGAN (x2 and x4)."""
+
+    type: Literal["rrdbnet"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    num_block: Depth = Field(23, description="Residual-in-residual dense blocks.")
+    num_grow_ch: Width = Field(32, description="Growth of a dense layer.")
+
+    scales = (2, 4)
+
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        arch = import_basicsr("archs.rrdbnet_arch")
+        return arch.RRDBNet(3, 3, scale, self.num_feat, self.num_block, self.num_grow_ch)
+
+    def size_multiple(self, scale: int) -> int:
+        """2 at x2, where the input is first folded 2 to 1 into the channels."""
+        return 2 if scale == 2 else 1
 
 
-def _swinir(o: options.SwinIR, scale: int) -> nn.Module:
-    return import_basicsr("archs.swinir_arch").SwinIR(
-        img_size=8 * o.window_size,
-        embed_dim=o.embed_dim,
-        depths=o.depths,
-        num_heads=o.num_heads,
-        window_size=o.window_size,
-        mlp_ratio=o.mlp_ratio,
-        upscale=scale,
-        upsampler=o.upsampler,
+@register_teacher
+class SwinIROptions(Architecture):
+    """Liang et al. 2021; the defaults are the lightweight SwinIR-S."""
+
+    type: Literal["swinir"] = Field(description="Name of the network.")
+    embed_dim: Width = Field(60, description="Channels of the tokens.")
+    depths: list[Depth] = Field([6, 6, 6, 6], description="Swin layers in each residual group.")
+    num_heads: list[Depth] = Field([6, 6, 6, 6], description="Attention heads in each residual group.")
+    window_size: int = Field(8, ge=2, description="Side of the attention window; inputs are padded to a multiple.")
+    mlp_ratio: float = Field(2.0, gt=0, description="Hidden size of the MLP over embed_dim.")
+    upsampler: Literal["pixelshuffledirect", "pixelshuffle"] = Field(
+        "pixelshuffledirect", description="Upsampling module."
     )
 
+    @model_validator(mode="after")
+    def _same_length(self) -> SwinIROptions:
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths has {len(self.depths)} entries and num_heads {len(self.num_heads)}; give one of each for every group"
+            )
+        if any(self.embed_dim % heads for heads in self.num_heads):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of every entry of num_heads {self.num_heads}"
+            )
+        return self
 
-def _msrresnet(o: options.MSRResNet, scale: int) -> nn.Module:
-    return import_basicsr("archs.srresnet_arch").MSRResNet(3, 3, o.num_feat, o.num_block, scale)
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        arch = import_basicsr("archs.swinir_arch")
+        return arch.SwinIR(
+            img_size=8 * self.window_size,
+            embed_dim=self.embed_dim,
+            depths=self.depths,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            mlp_ratio=self.mlp_ratio,
+            upscale=scale,
+            upsampler=self.upsampler,
+        )
+
+    def size_multiple(self, scale: int) -> int:
+        """The window."""
+        return self.window_size
 
 
-def _recognise_edsr(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "conv_after_body.weight" not in state or "body.0.conv1.weight" not in state or "upsample.0.weight" not in state:
-        return None
-    num_feat = state["conv_first.weight"].shape[0]
-    found = {
-        "num_feat": num_feat,
-        "num_block": sum(key.startswith("body.") and key.endswith(".conv1.weight") for key in state),
-        # Not stored in a checkpoint: 0.1 in the large EDSR of the paper (256 channels), 1 in EDSR-baseline.
-        "res_scale": 0.1 if num_feat >= 256 else 1.0,
-    }
-    twice = "upsample.2.weight" in state
-    return found, (4 if twice else math.isqrt(state["upsample.0.weight"].shape[0] // num_feat),)
+@register_teacher
+class MSRResNetOptions(Architecture):
+    """Modified SRResNet of BasicSR."""
 
+    type: Literal["msrresnet"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    num_block: Depth = Field(16, description="Residual blocks.")
 
-COMPACT = Architecture(_compact)
-EDSR = Architecture(_edsr, recognise=_recognise_edsr)
-RCAN = Architecture(_rcan)
-# At x2 the input is first folded 2 to 1 into the channels. There is no x3.
-RRDBNET = Architecture(_rrdbnet, scales=(2, 4), size_multiple=lambda o, scale: 2 if scale == 2 else 1)
-SWINIR = Architecture(_swinir, size_multiple=lambda o, scale: o.window_size)
-MSRRESNET = Architecture(_msrresnet)
+    def build(self, scale: int) -> nn.Module:
+        """The network of basicsr."""
+        arch = import_basicsr("archs.srresnet_arch")
+        return arch.MSRResNet(3, 3, self.num_feat, self.num_block, scale)

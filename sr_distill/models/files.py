@@ -17,9 +17,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path
 from ..options import ArchitectureOptions, validate
+from ..registry import ARCHITECTURES
 from .base import SRModel, StateDict
+from .build import build_model
 from .foreign import load_foreign
-from .registry import ARCHITECTURES, build_model
 
 _FORMAT = "sr_distill 1"
 
@@ -95,8 +96,6 @@ def _own(path: Path, state: StateDict, metadata: Mapping[str, str]) -> SRModel:
 def _recognise(path: Path, state: StateDict, scale: int | None) -> SRModel | None:
     """Try the networks of our own registry that know their published checkpoints."""
     for name, architecture in ARCHITECTURES.items():
-        if architecture.recognise is None:
-            continue
         try:
             found = architecture.recognise(state)
         except (KeyError, IndexError, ValueError):

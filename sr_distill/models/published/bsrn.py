@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import BSRN as BSRNOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
 from .rfdn import MIN_SIZE, DistillationBlock
 
 _COPIES = 4  # of the image, at the input
@@ -77,16 +79,25 @@ class BSRN(nn.Module):
         return self.upsampler["upsampleOneStep"](out)
 
 
-def _build(options: BSRNOptions, scale: int) -> nn.Module:
-    return BSRN(scale, options.num_feat, options.num_block)
+@register_teacher
+class BSRNOptions(Architecture):
+    """Li et al. 2022, blueprint separable residual network; the defaults are the NTIRE 2022 entry (BSRN-S)."""
 
+    type: Literal["bsrn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(48, ge=4, description="Channels of the body.")
+    num_block: Depth = Field(5, description="Efficient separable distillation blocks.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "B1.cw" not in state or "B1.c1_r.pw.weight" not in state:
-        return None
-    num_block = sum(key.endswith(".cw") for key in state)
-    scale = math.isqrt(state["upsampler.upsampleOneStep.0.weight"].shape[0] // 3)
-    return {"num_feat": state["B1.cw"].shape[1], "num_block": num_block}, (scale,)
+    min_size = MIN_SIZE
 
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return BSRN(scale, self.num_feat, self.num_block)
 
-ARCHITECTURE = Architecture(_build, min_size=MIN_SIZE, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "B1.cw" not in state or "B1.c1_r.pw.weight" not in state:
+            return None
+        num_block = sum(key.endswith(".cw") for key in state)
+        scale = math.isqrt(state["upsampler.upsampleOneStep.0.weight"].shape[0] // 3)
+        return {"num_feat": state["B1.cw"].shape[1], "num_block": num_block}, (scale,)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...options.architectures import CARNM as CARNMOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Width
+from ...registry import register_teacher
+from ..base import StateDict
 
 _SCALES = (2, 3, 4)
 _MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, RGB
@@ -125,17 +127,36 @@ class CARNM(_Cascade):
         return super().load_state_dict(own, strict=strict, assign=assign)
 
 
-def _build(options: CARNMOptions, scale: int) -> nn.Module:
-    return CARNM(scale, options.num_feat, options.groups)
+@register_teacher
+class CARNMOptions(Architecture):
+    """Ahn et al. 2018, CARN-M: cascading residual network, mobile variant."""
 
+    type: Literal["carn_m"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, description="Channels of the body.")
+    groups: int = Field(4, ge=1, description="Groups of the 3x3 convolutions in blocks and upsampler.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    # CARN itself has three residual blocks (b1, b2, b3) in a block.
-    if "b1.b1.body.4.weight" not in state or "b1.b2.body.0.weight" in state or "sub_mean.shifter.weight" not in state:
-        return None
-    num_feat, in_group = state["b1.b1.body.0.weight"].shape[:2]
-    scales = tuple(scale for scale in _SCALES if f"upsample.up{scale}.body.0.weight" in state)
-    return ({"num_feat": num_feat, "groups": num_feat // in_group}, scales) if scales else None
+    @model_validator(mode="after")
+    def _divides(self) -> CARNMOptions:
+        if self.num_feat % self.groups:
+            raise ValueError(f"num_feat {self.num_feat} is not a multiple of groups {self.groups}")
+        return self
 
+    scales = _SCALES
 
-ARCHITECTURE = Architecture(_build, scales=_SCALES, recognise=_recognise)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return CARNM(scale, self.num_feat, self.groups)
+
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        # CARN itself has three residual blocks (b1, b2, b3) in a block.
+        if (
+            "b1.b1.body.4.weight" not in state
+            or "b1.b2.body.0.weight" in state
+            or "sub_mean.shifter.weight" not in state
+        ):
+            return None
+        num_feat, in_group = state["b1.b1.body.0.weight"].shape[:2]
+        scales = tuple(scale for scale in _SCALES if f"upsample.up{scale}.body.0.weight" in state)
+        return ({"num_feat": num_feat, "groups": num_feat // in_group}, scales) if scales else None

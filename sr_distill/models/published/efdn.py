@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import EFDN as EFDNOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Width
+from ...registry import register_teacher
+from ..base import StateDict
 from .rfdn import MIN_SIZE, SpatialAttention
 
 
@@ -70,15 +72,23 @@ class EFDN(nn.Module):
         return self.tail(self.local_fuse[2](torch.cat([two, four], dim=1)) + first)
 
 
-def _build(options: EFDNOptions, scale: int) -> nn.Module:
-    return EFDN(scale, options.num_feat)
+@register_teacher
+class EFDNOptions(Architecture):
+    """Wang 2022, edge-enhanced feature distillation network in its deployed form (plain 3x3 convolutions)."""
 
+    type: Literal["efdn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(48, ge=4, description="Channels of the body.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "cells.0.conv2.rep_conv.weight" not in state or "cells.0.att.conv_max.weight" not in state:
-        return None
-    scale = math.isqrt(state["tail.0.weight"].shape[0] // 3)
-    return {"num_feat": state["head.weight"].shape[0]}, (scale,)
+    min_size = MIN_SIZE
 
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return EFDN(scale, self.num_feat)
 
-ARCHITECTURE = Architecture(_build, min_size=MIN_SIZE, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "cells.0.conv2.rep_conv.weight" not in state or "cells.0.att.conv_max.weight" not in state:
+            return None
+        scale = math.isqrt(state["tail.0.weight"].shape[0] // 3)
+        return {"num_feat": state["head.weight"].shape[0]}, (scale,)

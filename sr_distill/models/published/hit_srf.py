@@ -3,184 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...options.architectures import HiTSRF as HiTSRFOptions
-from ..base import Architecture, StateDict
-
-Size = tuple[int, int]
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
+from .hit_srf_blocks import Block, Group, to_map, to_tokens
 
 _MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, subtracted from the input
-
-
-class _DualFeatures(nn.Module):
-    """Queries and values: a bottleneck of convolutions times a linear map, on the image mirrored up to whole windows.
-
-    The 1x1 convolutions before the mirroring commute with it. What comes after is larger than the image, for a small one
-    by any factor: it is no feature map of the image, and is run by ``forward`` so that hooks do not take it for one.
-    """
-
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        narrow = embed_dim // 5
-        self.conv = nn.Sequential(
-            nn.Conv2d(embed_dim, narrow, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(narrow, narrow, 3, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(narrow, embed_dim, 1),
-        )
-        self.linear = nn.Conv2d(embed_dim, embed_dim, 1)
-
-    def forward(self, x: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) to queries and values, each (B, C/2, H', W') with H' and W' multiples of the window."""
-        out = _mirror(self.conv[0](x), window)
-        for layer in self.conv[1:]:
-            out = layer.forward(out)
-        query, value = (out * _mirror(self.linear(x), window)).chunk(2, dim=1)
-        return query, value
-
-
-class _PositionBias(nn.Module):
-    """A small network from the distance of two places to a bias for each head (dynamic position bias of CrossFormer)."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.pos_proj = nn.Linear(2, width)
-        for index, out in enumerate((width, width, num_heads), start=1):
-            self.add_module(f"pos{index}", nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, out)))
-
-    def forward(self, window: int) -> Tensor:
-        """Biases ((2 window - 1)^2, heads) for all distances inside a window, from 1 - window to window - 1."""
-        steps = torch.arange(1 - window, window, device=self.pos_proj.weight.device)
-        table = self.pos_proj(torch.cartesian_prod(steps, steps).to(self.pos_proj.weight.dtype))
-        for index in (1, 2, 3):
-            table = self.get_submodule(f"pos{index}")(table)
-        return table
-
-
-class _Correlation(nn.Module):
-    """Spatial-channel correlation (SCC): attention without softmax in windows, linear in the size of the window."""
-
-    def __init__(self, embed_dim: int, num_heads: int, window: int, base_window: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.window = window
-        self.cells = min(window, base_window)
-        self.qv = _DualFeatures(embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.spatial_linear = nn.Linear((window // self.cells) ** 2, 1)
-        self.pos = _PositionBias(embed_dim // 16, num_heads)
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        """Tokens (B, H W, C) of an image of this size to tokens of the same shape."""
-        query, value = self.qv(_to_map(tokens, size), self.window)
-        padded = query.shape[-2:]
-        query, value = (_to_windows(x, self.window) for x in (query, value))
-        out = torch.cat([self._spatial(query, value), self._channel(query, value)], dim=-1)
-        return self.proj(_from_windows(out, self.window, padded, size))
-
-    def _spatial(self, query: Tensor, value: Tensor) -> Tensor:
-        """(Q V' / d + bias) V for each head, V reduced to one row a cell; (N, window^2, C/2) in and out.
-
-        Without a softmax, Q (V' V) is the same and much smaller on the way.
-        """
-        query, value = (x.unflatten(2, (self.num_heads, -1)) for x in (query, value))
-        value = self._per_cell(value)
-        moments = torch.einsum("nkhd,nkhe->nhde", value, value) / value.shape[-1]
-        bias = self._bias()
-        out = torch.einsum("nlhd,nhde->nlhe", query, moments) + torch.einsum("hlk,nkhe->nlhe", bias, value)
-        return out.flatten(2)
-
-    def _per_cell(self, value: Tensor) -> Tensor:
-        """(N, window^2, heads, d) to (N, cells^2, heads, d): a learned weighted sum over the places of each cell."""
-        ratio = self.window // self.cells
-        value = value.unflatten(1, (self.cells, ratio, self.cells, ratio)).permute(0, 1, 3, 5, 6, 2, 4)
-        return self.spatial_linear(value.flatten(5).flatten(1, 2)).squeeze(-1)
-
-    def _bias(self) -> Tensor:
-        """Biases (heads, window^2, cells^2) between the places of a window and its cells, each the mean over a cell."""
-        distances, ratio = 2 * self.window - 1, self.window // self.cells
-        table = self.pos(self.window).t().unflatten(1, (distances, distances))
-        table = F.avg_pool2d(table, ratio, stride=1)  # the means over all cells, from whichever place
-        places = torch.arange(self.window, device=table.device)
-        index = places[:, None] - places[::ratio] + self.window - ratio
-        return table[:, index[:, None, :, None], index[None, :, None, :]].flatten(3, 4).flatten(1, 2)
-
-    @staticmethod
-    def _channel(query: Tensor, value: Tensor) -> Tensor:
-        """V (Q' V / L)' with L = window^2, all heads together; (N, L, C/2) in and out."""
-        correlation = query.transpose(1, 2) @ value / query.shape[1]
-        return value @ correlation.transpose(1, 2)
-
-
-class _DepthwiseConv(nn.Module):
-    """A 5x5 depthwise convolution of tokens and GELU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise_conv = nn.Sequential(nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU())
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        return _to_tokens(self.depthwise_conv(_to_map(tokens, size)))
-
-
-class _FeedForward(nn.Module):
-    """Two linear layers with a depthwise convolution as a skip between them (ConvFFN of SRFormer)."""
-
-    def __init__(self, embed_dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden)
-        self.dwconv = _DepthwiseConv(hidden)
-        self.fc2 = nn.Linear(hidden, embed_dim)
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        out = F.gelu(self.fc1(tokens))
-        return self.fc2(out + self.dwconv(out, size))
-
-
-class _Block(nn.Module):
-    """Hierarchical transformer block: correlation and feed-forward, each normalised behind and with a skip."""
-
-    def __init__(self, embed_dim: int, num_heads: int, window: int, base_window: int, hidden: int) -> None:
-        super().__init__()
-        self.correlation = _Correlation(embed_dim, num_heads, window, base_window)
-        self.norm1 = nn.LayerNorm(embed_dim)
-        self.mlp = _FeedForward(embed_dim, hidden)
-        self.norm2 = nn.LayerNorm(embed_dim)
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        tokens = tokens + self.norm1(self.correlation(tokens, size))
-        return tokens + self.norm2(self.mlp(tokens, size))
-
-
-class _Blocks(nn.Module):
-    """Blocks one after the other, tokens in and out."""
-
-    def __init__(self, blocks: list[_Block]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens, size)
-        return tokens
-
-
-class _Group(nn.Module):
-    """Residual hierarchical transformer blocks: blocks of growing windows, a 3x3 convolution and a skip."""
-
-    def __init__(self, embed_dim: int, blocks: list[_Block]) -> None:
-        super().__init__()
-        self.residual_group = _Blocks(blocks)
-        self.conv = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        return tokens + _to_tokens(self.conv(_to_map(self.residual_group(tokens, size), size)))
 
 
 class _PatchEmbed(nn.Module):
@@ -191,7 +25,7 @@ class _PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(_to_tokens(x))
+        return self.norm(to_tokens(x))
 
 
 class HiTSRF(nn.Module):
@@ -208,7 +42,7 @@ class HiTSRF(nn.Module):
         self.conv_first = nn.Conv2d(3, width, 3, padding=1)
         self.patch_embed = _PatchEmbed(width)
         self.layers = nn.ModuleList(
-            _Group(width, [_Block(width, heads, window, base, hidden) for window in options.windows[:depth]])
+            Group(width, [Block(width, heads, window, base, hidden) for window in options.windows[:depth]])
             for depth, heads in zip(options.depths, options.num_heads)
         )
         self.norm = nn.LayerNorm(width)
@@ -223,7 +57,7 @@ class HiTSRF(nn.Module):
         tokens = self.patch_embed(first)
         for layer in self.layers:
             tokens = layer(tokens, size)
-        out = self.conv_after_body(_to_map(self.norm(tokens), size)) + first
+        out = self.conv_after_body(to_map(self.norm(tokens), size)) + first
         return self.upsample(out) + self.mean
 
 
@@ -233,71 +67,67 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H W, C)."""
-    return x.flatten(2).transpose(1, 2)
+@register_teacher
+class HiTSRFOptions(Architecture):
+    """Zhang et al. 2024, HiT-SRF: a transformer with windows that grow from block to block (866 K parameters at x4)."""
 
-
-def _to_map(tokens: Tensor, size: Size) -> Tensor:
-    """(B, H W, C) to (B, C, H, W)."""
-    return tokens.transpose(1, 2).unflatten(2, size)
-
-
-def _mirror(x: Tensor, multiple: int) -> Tensor:
-    """Continue (B, C, H, W) at the right and bottom up to a multiple, mirrored about its last pixel as often as needed."""
-    for dim in (-2, -1):
-        size = x.shape[dim]
-        padded = -(-size // multiple) * multiple
-        if padded != size:
-            period = max(2 * (size - 1), 1)
-            index = torch.arange(padded, device=x.device) % period
-            x = x.index_select(dim, torch.minimum(index, period - index) if size > 1 else index)
-    return x
-
-
-def _to_windows(x: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) to the windows (N, side^2, C)."""
-    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)
-
-
-def _from_windows(windows: Tensor, side: int, padded: Size, size: Size) -> Tensor:
-    """Windows (N, side^2, C) of padded images to the tokens (B, H W, C) of the images without their padding."""
-    rows, columns = (length // side for length in padded)
-    x = windows.unflatten(1, (side, side)).unflatten(0, (-1, rows, columns))
-    x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
-    return x[:, : size[0], : size[1]].flatten(1, 2)
-
-
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    block = "layers.{}.residual_group.blocks.{}."
-    first = block.format(0, 0)
-    # HiT-SIR has no convolution in its feed-forward part, HiT-SNG has an n-gram context beside it.
-    if first + "correlation.qv.linear.weight" not in state or any("ngram" in key for key in state):
-        return None
-    width, hidden = (
-        state[first + "mlp.fc1.weight"].shape[1],
-        state[first + "mlp.dwconv.depthwise_conv.0.weight"].shape[0],
+    type: Literal["hit_srf"] = Field(description="Name of the network.")
+    embed_dim: int = Field(60, ge=16, le=1024, description="Channels of the tokens.")
+    depths: list[Depth] = Field([6, 6, 6, 6], description="Transformer blocks in each residual group.")
+    num_heads: list[Depth] = Field([6, 6, 6, 6], description="Heads of the spatial correlation in each residual group.")
+    windows: list[Width] = Field(
+        [4, 8, 16, 32, 48, 64], description="Side of the window in the first, second, ... block of each group."
     )
-    depths, num_heads = [], []
-    while block.format(len(depths), 0) + "correlation.pos.pos3.2.weight" in state:
-        group = f"layers.{len(depths)}."
-        num_heads.append(state[block.format(len(depths), 0) + "correlation.pos.pos3.2.weight"].shape[0])
-        depths.append(sum(key.startswith(group) and key.endswith(".correlation.proj.weight") for key in state))
-    # A checkpoint tells how many places a cell has, but not the windows: only the published ones are known.
-    published = HiTSRFOptions(type="hit_srf")
-    for group, depth in enumerate(depths):
-        for index, window in enumerate(published.windows[:depth]):
-            ratio = max(1, window // published.base_window)
-            if state[block.format(group, index) + "correlation.spatial_linear.weight"].shape[1] != ratio**2:
-                return None
-    options = {"embed_dim": width, "depths": depths, "num_heads": num_heads, "mlp_ratio": hidden / width}
-    return options, (math.isqrt(state["upsample.0.weight"].shape[0] // 3),)
+    base_window: Width = Field(
+        8, description="Values of a larger window are gathered into base_window x base_window cells."
+    )
+    mlp_ratio: float = Field(2.0, gt=0, description="Hidden size of the feed-forward part over embed_dim.")
 
+    @model_validator(mode="after")
+    def _fits(self) -> HiTSRFOptions:
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths has {len(self.depths)} entries and num_heads {len(self.num_heads)}; give one of each for every group"
+            )
+        if any(self.embed_dim % (2 * heads) for heads in self.num_heads):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of twice every entry of num_heads {self.num_heads}"
+            )
+        if any(depth > len(self.windows) for depth in self.depths):
+            raise ValueError(
+                f"windows has {len(self.windows)} entries; give one for every block of the depths {self.depths}"
+            )
+        if any(window > self.base_window and window % self.base_window for window in self.windows):
+            raise ValueError(f"windows {self.windows} above base_window {self.base_window} must be multiples of it")
+        return self
 
-def _build(options: HiTSRFOptions, scale: int) -> nn.Module:
-    return HiTSRF(options, scale)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB. Each block mirrors its image up to whole windows by itself: any size will do."""
+        return HiTSRF(self, scale)
 
-
-# Each block mirrors its image up to whole windows by itself, as the authors' network does: any size will do.
-ARCHITECTURE = Architecture(_build, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        block = "layers.{}.residual_group.blocks.{}."
+        first = block.format(0, 0)
+        # HiT-SIR has no convolution in its feed-forward part, HiT-SNG has an n-gram context beside it.
+        if first + "correlation.qv.linear.weight" not in state or any("ngram" in key for key in state):
+            return None
+        width, hidden = (
+            state[first + "mlp.fc1.weight"].shape[1],
+            state[first + "mlp.dwconv.depthwise_conv.0.weight"].shape[0],
+        )
+        depths, num_heads = [], []
+        while block.format(len(depths), 0) + "correlation.pos.pos3.2.weight" in state:
+            group = f"layers.{len(depths)}."
+            num_heads.append(state[block.format(len(depths), 0) + "correlation.pos.pos3.2.weight"].shape[0])
+            depths.append(sum(key.startswith(group) and key.endswith(".correlation.proj.weight") for key in state))
+        # A checkpoint tells how many places a cell has, but not the windows: only the published ones are known.
+        published = HiTSRFOptions(type="hit_srf")
+        for group, depth in enumerate(depths):
+            for index, window in enumerate(published.windows[:depth]):
+                ratio = max(1, window // published.base_window)
+                if state[block.format(group, index) + "correlation.spatial_linear.weight"].shape[1] != ratio**2:
+                    return None
+        options = {"embed_dim": width, "depths": depths, "num_heads": num_heads, "mlp_ratio": hidden / width}
+        return options, (math.isqrt(state["upsample.0.weight"].shape[0] // 3),)

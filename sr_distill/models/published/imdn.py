@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import IMDN as IMDNOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
 
 
 class _ContrastAttention(nn.Module):
@@ -92,16 +94,23 @@ class IMDN(FusedBlocks):
         super().__init__(scale, num_feat, num_block, "IMDB", _Block)
 
 
-def _build(options: IMDNOptions, scale: int) -> nn.Module:
-    return IMDN(scale, options.num_feat, options.num_block)
+@register_teacher
+class IMDNOptions(Architecture):
+    """Hui et al. 2019, information multi-distillation network."""
 
+    type: Literal["imdn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(64, multiple_of=16, description="Channels of the body.")
+    num_block: Depth = Field(6, description="Information multi-distillation blocks.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "IMDB1.cca.conv_du.0.weight" not in state or state["fea_conv.weight"].shape[1] != 3:
-        return None
-    num_block = sum(key.endswith(".c5.weight") for key in state)
-    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
-    return {"num_feat": state["fea_conv.weight"].shape[0], "num_block": num_block}, (scale,)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return IMDN(scale, self.num_feat, self.num_block)
 
-
-ARCHITECTURE = Architecture(_build, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "IMDB1.cca.conv_du.0.weight" not in state or state["fea_conv.weight"].shape[1] != 3:
+            return None
+        num_block = sum(key.endswith(".c5.weight") for key in state)
+        scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+        return {"num_feat": state["fea_conv.weight"].shape[0], "num_block": num_block}, (scale,)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import PAN as PANOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
 
 
 class _PixelAttention(nn.Module):
@@ -91,20 +93,28 @@ def _activate(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2)
 
 
-def _build(options: PANOptions, scale: int) -> nn.Module:
-    return PAN(scale, options.num_feat, options.num_up_feat, options.num_block)
+@register_teacher
+class PANOptions(Architecture):
+    """Zhao et al. 2020, pixel attention network."""
 
+    type: Literal["pan"] = Field(description="Name of the network.")
+    num_feat: Width = Field(40, multiple_of=2, description="Channels of the body.")
+    num_up_feat: Width = Field(24, description="Channels of the upsampling part.")
+    num_block: Depth = Field(16, description="Self-calibrated pixel attention blocks.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "SCPA_trunk.0.PAConv.k2.weight" not in state:
-        return None
-    options = {
-        "num_feat": state["conv_first.weight"].shape[0],
-        "num_up_feat": state["upconv1.weight"].shape[0],
-        "num_block": sum(key.endswith(".PAConv.k2.weight") for key in state),
-    }
-    # The networks for x2 and x3 have the same shapes: the weights alone cannot tell which it is.
-    return options, (4,) if "upconv2.weight" in state else (2, 3)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return PAN(scale, self.num_feat, self.num_up_feat, self.num_block)
 
-
-ARCHITECTURE = Architecture(_build, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "SCPA_trunk.0.PAConv.k2.weight" not in state:
+            return None
+        options = {
+            "num_feat": state["conv_first.weight"].shape[0],
+            "num_up_feat": state["upconv1.weight"].shape[0],
+            "num_block": sum(key.endswith(".PAConv.k2.weight") for key in state),
+        }
+        # The networks for x2 and x3 have the same shapes: the weights alone cannot tell which it is.
+        return options, (4,) if "upconv2.weight" in state else (2, 3)

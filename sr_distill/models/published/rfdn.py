@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import RFDN as RFDNOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
 from .imdn import FusedBlocks
 
 _conv1x1 = functools.partial(nn.Conv2d, kernel_size=1)
@@ -100,19 +102,29 @@ class RFDN(FusedBlocks):
         super().__init__(scale, num_feat, num_block, "B", DistillationBlock)
 
 
-def _build(options: RFDNOptions, scale: int) -> nn.Module:
-    return RFDN(scale, options.num_feat, options.num_block)
+@register_teacher
+class RFDNOptions(Architecture):
+    """Liu et al. 2020, residual feature distillation network; works on 0-255 inside."""
 
+    type: Literal["rfdn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(50, ge=4, description="Channels of the body.")
+    num_block: Depth = Field(4, description="Residual feature distillation blocks.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "B1.c1_d.weight" not in state or "B1.esa.conv_max.weight" not in state or "LR_conv.weight" not in state:
-        return None
-    num_feat = state["fea_conv.weight"].shape[0]
-    if state["B1.c1_d.weight"].shape != (num_feat // 2, num_feat, 1, 1):
-        return None
-    num_block = sum(key.endswith(".c5.weight") for key in state)
-    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
-    return {"num_feat": num_feat, "num_block": num_block}, (scale,)
+    value_range = 255.0
+    min_size = MIN_SIZE
 
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return RFDN(scale, self.num_feat, self.num_block)
 
-ARCHITECTURE = Architecture(_build, value_range=255.0, min_size=MIN_SIZE, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "B1.c1_d.weight" not in state or "B1.esa.conv_max.weight" not in state or "LR_conv.weight" not in state:
+            return None
+        num_feat = state["fea_conv.weight"].shape[0]
+        if state["B1.c1_d.weight"].shape != (num_feat // 2, num_feat, 1, 1):
+            return None
+        num_block = sum(key.endswith(".c5.weight") for key in state)
+        scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+        return {"num_feat": num_feat, "num_block": num_block}, (scale,)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import RLFN as RLFNOptions
-from ..base import Architecture, StateDict
+from ...options.architectures import Architecture, Depth, Width
+from ...registry import register_teacher
+from ..base import StateDict
 
 _ATTENTION = 16  # channels of the spatial attention
 
@@ -75,18 +77,32 @@ class RLFN(nn.Module):
         return self.upsampler(self.conv_2(out) + first)
 
 
-def _build(options: RLFNOptions, scale: int) -> nn.Module:
-    return RLFN(scale, options.num_feat, options.num_mid or options.num_feat, options.num_block)
+@register_teacher
+class RLFNOptions(Architecture):
+    """Kong et al. 2022, residual local feature network; works on 0-255 inside."""
 
+    type: Literal["rlfn"] = Field(description="Name of the network.")
+    num_feat: Width = Field(
+        52, description="Channels of the body (52 for RLFN, 48 for RLFN-S, 46 for the NTIRE 2022 entry)."
+    )
+    num_mid: Width | None = Field(
+        None, description="Channels inside a block; None: as num_feat (48 for the NTIRE 2022 entry)."
+    )
+    num_block: Depth = Field(6, description="Residual local feature blocks.")
 
-def _recognise(state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    if "block_1.esa.conv_f.weight" not in state or "block_1.c1_r.weight" not in state:
-        return None
-    num_mid, num_feat = state["block_1.c1_r.weight"].shape[:2]
-    num_block = sum(key.endswith(".c5.weight") for key in state)
-    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
-    return {"num_feat": num_feat, "num_mid": num_mid, "num_block": num_block}, (scale,)
+    value_range = 255.0
+    min_size = 15  # of the attention: 3x3 with stride 2, then pooling over 7
 
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB."""
+        return RLFN(scale, self.num_feat, self.num_mid or self.num_feat, self.num_block)
 
-# The attention needs 15 rows and columns: 3x3 with stride 2, then pooling over 7.
-ARCHITECTURE = Architecture(_build, value_range=255.0, min_size=15, recognise=_recognise)
+    @classmethod
+    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """Read off the authors' checkpoints."""
+        if "block_1.esa.conv_f.weight" not in state or "block_1.c1_r.weight" not in state:
+            return None
+        num_mid, num_feat = state["block_1.c1_r.weight"].shape[:2]
+        num_block = sum(key.endswith(".c5.weight") for key in state)
+        scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+        return {"num_feat": num_feat, "num_mid": num_mid, "num_block": num_block}, (scale,)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import ECBSR as ECBSROptions
-from ..base import Architecture
+from ...options.architectures import Architecture, Color, Depth, Width
+from ...registry import register_student
 from ..blocks import EdgeBlock
 
 
@@ -32,8 +35,15 @@ class ECBSR(nn.Module):
         return self.upsampler(self.backbone(x) + x.repeat_interleave(self.scale**2, dim=1))
 
 
-def _build(options: ECBSROptions, scale: int) -> nn.Module:
-    return ECBSR(scale, 3 if options.color == "rgb" else 1, options.num_feat, options.num_block)
+@register_student
+class ECBSROptions(Architecture):
+    """Zhang et al. 2021, ECBSR-M<num_block>C<num_feat>; re-parameterised 3x3 convolutions."""
 
+    type: Literal["ecbsr"] = Field(description="Name of the network.")
+    color: Color = "y"
+    num_feat: Width = Field(16, description="C: channels of the body.")
+    num_block: Depth = Field(4, description="M: number of edge-oriented blocks in the body.")
 
-ARCHITECTURE = Architecture(_build)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB or luma."""
+        return ECBSR(scale, 3 if self.color == "rgb" else 1, self.num_feat, self.num_block)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import FSRCNN as FSRCNNOptions
-from ..base import Architecture
+from ...options.architectures import Architecture, Color, Depth, Width
+from ...registry import register_student
 
 
 class FSRCNN(nn.Module):
@@ -46,9 +48,17 @@ class FSRCNN(nn.Module):
         nn.init.zeros_(self.upsampler.bias)
 
 
-def _build(options: FSRCNNOptions, scale: int) -> nn.Module:
-    channels = 3 if options.color == "rgb" else 1
-    return FSRCNN(scale, channels, options.num_feat, options.num_shrink, options.num_block)
+@register_student
+class FSRCNNOptions(Architecture):
+    """Dong et al. 2016, FSRCNN(d, s, m); d=56, s=12, m=4 is the paper's (12 K parameters)."""
 
+    type: Literal["fsrcnn"] = Field(description="Name of the network.")
+    color: Color = "y"
+    num_feat: Width = Field(56, description="d: channels of the feature and the deconvolution layer.")
+    num_shrink: Width = Field(12, description="s: channels of the mapping layers.")
+    num_block: Depth = Field(4, description="m: number of mapping layers.")
 
-ARCHITECTURE = Architecture(_build)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB or luma."""
+        channels = 3 if self.color == "rgb" else 1
+        return FSRCNN(scale, channels, self.num_feat, self.num_shrink, self.num_block)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...options.architectures import MobileSR as MobileSROptions
-from ..base import Architecture
+from ...options.architectures import Architecture, Color, Depth, Width
+from ...registry import register_student
 
 
 class MobileSR(nn.Module):
@@ -49,9 +52,17 @@ class MobileSR(nn.Module):
             convs[-1].weight.mul_(0.1)
 
 
-def _build(options: MobileSROptions, scale: int) -> nn.Module:
-    channels = 3 if options.color == "rgb" else 1
-    return MobileSR(scale, channels, options.num_feat, options.num_block, options.activation)
+@register_student
+class MobileSROptions(Architecture):
+    """Plain 3x3 convolutions and a nearest-neighbour anchor; every phone runtime runs it."""
 
+    type: Literal["mobile_sr"] = Field(description="Name of the network.")
+    color: Color = "rgb"
+    num_feat: Width = Field(32, description="Channels of the body.")
+    num_block: Depth = Field(4, description="Number of 3x3 convolutions between the first and the last.")
+    activation: Literal["relu", "prelu"] = Field("relu", description="relu quantises best; prelu fits a little better.")
 
-ARCHITECTURE = Architecture(_build)
+    def build(self, scale: int) -> nn.Module:
+        """The network for RGB or luma."""
+        channels = 3 if self.color == "rgb" else 1
+        return MobileSR(scale, channels, self.num_feat, self.num_block, self.activation)
