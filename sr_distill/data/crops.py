@@ -61,7 +61,7 @@ class StepBatches(Dataset[Batch]):
         return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
 
 
-def step_loader(batches: StepBatches, first_step: int, total_steps: int, workers: int) -> DataLoader[Batch]:
+def step_loader(batches: StepBatches, first_step: int, total_steps: int, workers: int, pin: bool = False) -> DataLoader[Batch]:
     """Batches of the steps ``first_step`` to ``total_steps - 1``, in order."""
     return DataLoader(
         batches,

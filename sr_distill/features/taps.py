@@ -185,14 +185,14 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     ]
 
 
+_ACTIVATIONS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "gelu", "silu", "hardswish")
+
+
 class _ActivationInputs(TorchFunctionMode):
     """Notes every tensor that goes into an activation function, called by a module or not."""
 
     _FUNCTIONS = frozenset(
-        function
-        for space in (F, torch, Tensor)
-        for name in ("relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "gelu", "silu", "hardswish", "relu6")
-        if (function := getattr(space, name, None)) is not None
+        getattr(space, name) for space in (F, torch, Tensor) for name in _ACTIVATIONS if hasattr(space, name)
     )
 
     def __init__(self) -> None:

@@ -12,6 +12,8 @@ from ..conftest import ROOT
 
 ORDER = [
     "errors",
+    "registry",
+    "plugins",
     "files",
     "devices",
     "console",
@@ -19,13 +21,13 @@ ORDER = [
     "options",
     "data",
     "models",
+    "zoo",
     "features",
     "losses",
     "train",
     "distiller",
     "evaluate",
     "infer",
-    "zoo",
     "cli",
 ]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))
