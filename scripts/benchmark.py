@@ -18,14 +18,12 @@ import torch
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
 from sr_distill.evaluate import ImagePair, default_metrics, open_set
-from sr_distill.features import choose_pairs
 from sr_distill.files import data_root
 from sr_distill.losses import LOSSES
-from sr_distill.models import Teacher, build_model, upscale_uint8
+from sr_distill.models import upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
-from sr_distill.options import ArchitectureOptions, LossOptions, validate
-from sr_distill.options.schema import FeatureOptions
-from sr_distill.train import DistillationTask, tap_teacher
+from sr_distill.options import LossOptions, RunOptions, validate
+from sr_distill.train import build_run, make_optimizer
 from sr_distill.zoo import open_model
 
 SIZE, BATCH = 32, 16
@@ -33,25 +31,30 @@ EXTRA = {"lpips": {"network": "squeeze"}}  # the smallest backbone
 
 
 class Step:
-    """A training step (forward, backward, Adam) of mobile_sr with L1 and perhaps one more loss; teacher edsr_x4."""
+    """A training step (forward, backward, Adam) of mobile_sr with L1 to HR and to edsr_x4's stored output, and perhaps one more loss."""
 
     def __init__(self, extra: list[dict]) -> None:
-        student = build_model(validate(ArchitectureOptions, {"type": "mobile_sr"}, "benchmark"), 4)
-        terms = [validate(LossOptions, tree, "benchmark") for tree in [{"type": "l1"}, *extra]]
-        uses_features = any(term.on == "features" for term in terms)
-        teacher = open_model("edsr_x4")
-        pairs = choose_pairs(student, teacher, FeatureOptions()) if uses_features else []
-        self.task = DistillationTask(student, terms, {"teacher": pairs} if pairs else None).train()
-        self.teacher = tap_teacher(Teacher(teacher), "teacher", pairs, terms)
-        self.optimizer = torch.optim.Adam(self.task.parameters(), 1e-4)
+        tree = {
+            "name": "benchmark",
+            "scale": 4,
+            "student": {"type": "mobile_sr"},
+            "teacher": {"model": "edsr_x4"},
+            "data": {"train": [{"hr": "embedded"}]},
+            "losses": [{"type": "l1"}, {"type": "l1", "against": "teacher"}, *extra],
+            "train": {"total_steps": 1},
+        }
+        self.run = build_run(validate(RunOptions, tree, "benchmark"))
+        self.weights = [term.loss.weight for term in self.run.task.terms]
+        self.optimizer = make_optimizer(self.run.options.optimizer, self.run.task.train())
         lr, hr, stored = (torch.rand(BATCH, 3, side, side) for side in (SIZE, 4 * SIZE, 4 * SIZE))
         self.batch = Batch(lr, hr, {"teacher": stored})
 
     def __call__(self) -> float:
         """Seconds of one step; the teacher's output is at hand, as it is when it is stored."""
         start = time.perf_counter()
-        given = self.teacher(self.batch.lr, stored_sr=self.batch.teacher_sr["teacher"])
-        total, _ = self.task(self.batch, {"teacher": given})
+        need = self.run.task.needs(self.weights)["teacher"]
+        given = self.run.teachers["teacher"](self.batch.lr, need, self.batch.teacher_sr["teacher"])
+        total, _ = self.run.task(self.batch, {"teacher": given}, self.weights)
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
@@ -65,13 +68,13 @@ def losses(rounds: int) -> None:
         f"{'loss':24}  step / step with L1 alone (median of {rounds}; batch {BATCH} of {SIZE}x{SIZE}, x4, mobile_sr, edsr_x4)"
     )
     for name in LOSSES:
-        for where in ({}, *({"on": "features", "space": space} for space in ("decoded", "projected", "normalised"))):
+        for where in ({}, *({"on": on} for on in ("features", "decoded", "projected"))):
             tree = {"type": name, "name": "extra", **EXTRA.get(name, {}), **where}
             try:
                 validate(LossOptions, tree, name)
-            except UserError:  # a space that this loss is not for
+            except UserError:  # this loss is not for such
                 continue
-            label = f"{name} {where.get('space', '')}"
+            label = f"{name} {where.get('on', '')}"
             try:
                 step = Step([tree])
             except UserError as error:

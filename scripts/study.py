@@ -22,10 +22,9 @@ from sr_distill.data import StepBatches, open_pairs
 from sr_distill.errors import UserError
 from sr_distill.evaluate import default_metrics, evaluate_set, open_set
 from sr_distill.files import data_root, write_json
-from sr_distill.models import Teacher, build_model, load_model
+from sr_distill.models import load_model
 from sr_distill.options import RunOptions, load_options
-from sr_distill.train import build_task, tap_teacher
-from sr_distill.zoo import open_model
+from sr_distill.train import build_run
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / "options/photos/study/mobile_sr_from_rlfn_x4.yml"
@@ -50,17 +49,17 @@ LOSSES: dict[str, list[str]] = {
     "rkd": ["{type: rkd, on: features, weight: 0.002}"],
     "spatial_affinity": ["{type: spatial_affinity, on: features, weight: 0.01}"],
     "fcfd": ["{type: fcfd, on: features, weight: 0.05}"],
-    "l1_decoded": ["{type: l1, on: features, space: decoded, weight: 8}"],
-    "lpips_decoded": ["{type: lpips, network: squeeze, on: features, space: decoded, weight: 0.4}"],
-    "lpips_projected": ["{type: lpips, network: squeeze, on: features, space: projected, weight: 0.7}"],
-    "lpips_normalised": ["{type: lpips, network: squeeze, on: features, space: normalised, weight: 0.02}"],
-    "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: projected, weight: 0.004}"],
-    "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: features, space: decoded, weight: 0.004}"],
+    "l1_decoded": ["{type: l1, on: decoded, weight: 8}"],
+    "lpips_decoded": ["{type: lpips, network: squeeze, on: decoded, weight: 0.4}"],
+    "lpips_projected": ["{type: lpips, network: squeeze, on: projected, weight: 0.7}"],
+    "normalised_difference": ["{type: normalised_difference, weight: 0.02}"],
+    "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: projected, weight: 0.004}"],
+    "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: decoded, weight: 0.004}"],
     "fitnet_fading": ["{type: fitnet, on: features, weight: 0.3, schedule: {decay_to: 0}}"],
     "attention_transfer_fading": ["{type: attention_transfer, on: features, weight: 10, schedule: {decay_to: 0}}"],
     "spatial_affinity_fading": ["{type: spatial_affinity, on: features, weight: 0.01, schedule: {decay_to: 0}}"],
     "fcfd_fading": ["{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}"],
-    "l1_decoded_fading": ["{type: l1, on: features, space: decoded, weight: 8, schedule: {decay_to: 0}}"],
+    "l1_decoded_fading": ["{type: l1, on: decoded, weight: 8, schedule: {decay_to: 0}}"],
     "fcfd_and_spatial_affinity": [
         "{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}",
         "{type: spatial_affinity, on: features, weight: 0.01}",
@@ -156,21 +155,23 @@ def weigh(variants: list[str]) -> None:
 
 def _weight(options: RunOptions) -> float:
     torch.manual_seed(0)
-    student, model = build_model(options.student, options.scale), open_model(options.teacher.model, options.scale)
-    student.autocast = model.autocast = torch.bfloat16
-    task = build_task(options, {"student": student}, {"teacher": model})
-    teacher = tap_teacher(Teacher(model), "teacher", [pair for _, _, pair in task.matches], options.losses)
+    built = build_run(options)
+    for model in [*built.students.values(), *(teacher.teacher.model for teacher in built.teachers.values())]:
+        model.autocast = torch.bfloat16
     data = options.data
     store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
     batches = StepBatches(store, data.lr_size, data.batch_size, options.seed)
-    optimizer = torch.optim.Adam(task.parameters(), options.optimizer.learning_rate)
+    optimizer = torch.optim.Adam(built.task.parameters(), options.optimizer.learning_rate)
 
     def backward(step: int, weights: list[float]) -> float:
         """The norm of the gradient on the student's weights."""
         batch = batches[step].to(torch.device("cpu"))
+        needs = built.task.needs(weights)
+        given = {name: built.teachers[name](batch.lr, need) for name, need in needs.items() if name in built.teachers}
         optimizer.zero_grad()
-        task(batch, {"teacher": teacher(batch.lr)}, weights)[0].backward()
-        return sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None) ** 0.5
+        built.task(batch, given, weights)[0].backward()
+        weights_of_student = built.students["student"].parameters()
+        return sum(float(p.grad.square().sum()) for p in weights_of_student if p.grad is not None) ** 0.5
 
     def balance(steps: range) -> float:
         norms = [(backward(step, [1.0, 0.0]), backward(step, [0.0, 1.0])) for step in steps]
