@@ -12,9 +12,13 @@ import torch
 import torchvision
 from PIL import Image
 
+from sr_distill.contracts import Batch
 from sr_distill.features import backbones
 from sr_distill.files import DATA_ROOT_VARIABLE
-from sr_distill.options import ArchitectureOptions, validate
+from sr_distill.models import SRModel, Teacher
+from sr_distill.options import ArchitectureOptions, LossOptions, validate
+from sr_distill.options.schema import FeatureOptions
+from sr_distill.train import build_task, tap_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +108,45 @@ SMALL = {
 def small(name: str, **tree):
     """Options of a small network of this type."""
     return architecture(type=name, **SMALL.get(name, {}), **tree)
+
+
+def terms(*trees: dict) -> list:
+    """Terms of an objective from plain values."""
+    return [validate(LossOptions, tree, "test") for tree in trees]
+
+
+class Objective:
+    """Some losses over some networks, as a training step runs them."""
+
+    def __init__(self, losses, student, teacher=None, *, peers=None, weights=None, seed=0, **features):
+        teachers = {} if teacher is None else {"teacher": teacher} if isinstance(teacher, SRModel) else teacher
+        students = {"student": student, **(peers or {})}
+        frozen = {name: Teacher(model) for name, model in teachers.items()}
+        options = validate(FeatureOptions, features, "test")
+        self.task = build_task(students, frozen, terms(*losses), lambda name: options, weights, seed)
+        self.teachers = tap_teachers(self.task, frozen)
+        self.student = student
+
+    def given(self, batch: Batch, weights=None) -> dict:
+        """What the teachers give in a step."""
+        needs = self.task.needs([t.loss.weight for t in self.task.terms] if weights is None else weights)
+        return {n: teacher(batch.lr, needs[n], batch.teacher_sr.get(n)) for n, teacher in self.teachers.items() if n in needs}
+
+    def __call__(self, batch: Batch, weights=None):
+        """Total and terms."""
+        return self.task(batch, self.given(batch, weights), weights)
+
+    @property
+    def pairs(self) -> list:
+        """The pairs of the only link."""
+        (pairs,) = self.task.pairs.values()
+        return pairs
+
+    @property
+    def adapters(self):
+        """The adapters of the only link."""
+        (adapters,) = self.task.adapters.values()
+        return adapters
 
 
 def natural_image(height: int, width: int, seed: int = 0) -> np.ndarray:

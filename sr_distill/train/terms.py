@@ -83,15 +83,11 @@ class Term(nn.Module):
         Raises:
             UserError: it cannot be computed from what is there; names the term.
         """
-        if self.averaged:
-            targets = [step.mean(self.student, self.sources)]
-        else:
-            targets = [step.image(self.student, source) for source in self.sources]
         inputs = LossInputs(
             lr=step.batch.lr,
             hr=step.hr(self.student) if self.loss.reads_output else step.batch.hr,
             student=step.given[self.student],
-            targets=[] if self.loss.reads_maps else targets or [step.hr(self.student)],
+            targets=[] if self.loss.reads_maps else self._targets(step),
             maps=[maps for link in self.links for maps in step.maps(link)],
             reachable=functools.partial(step.reachable, self.student),
         )
@@ -99,6 +95,14 @@ class Term(nn.Module):
             return self.module(inputs)
         except LossError as error:
             raise UserError(f"loss {self.label}: {error}.") from error
+
+    def _targets(self, step: StepReader) -> list[Tensor]:
+        """The images that the output is compared with."""
+        if not self.sources:
+            return [step.hr(self.student)]
+        if self.averaged:
+            return [step.mean(self.student, self.sources)]
+        return [step.image(self.student, source) for source in self.sources]
 
 
 class StepReader:

@@ -8,15 +8,14 @@ from torch import nn
 
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
-from sr_distill.features import Adapter, FeaturePair, TappedTeacher, TapPoint, Taps, choose_pairs, list_taps
-from sr_distill.features.pairs import block_chain
+from sr_distill.features import Adapter, FeaturePair, Need, TappedTeacher, TapPoint, Taps, choose_pairs, list_taps
+from sr_distill.features.pairs import block_chain, chain_before_activations
 from sr_distill.features.taps import as_map
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, Teacher, build_model
-from sr_distill.options import LossOptions, validate
+from sr_distill.options import validate
 from sr_distill.options.schema import FeatureOptions
-from sr_distill.train import DistillationTask
 
-from ..conftest import architecture, small
+from ..conftest import Objective, architecture, small, terms
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -154,12 +153,13 @@ def test_a_teacher_with_its_output_at_hand_runs_no_deeper_than_the_deepest_tap()
     model = build_model(small("edsr"), 2)
     ran = []
     model.net.conv_last.register_forward_hook(lambda *_: ran.append("last"))
-    teacher = TappedTeacher(Teacher(model), ["body.0", "body.1"])
+    need = Need(sr=True, paths=frozenset({"body.0", "body.1"}))
+    teacher = TappedTeacher(Teacher(model), need)
     lr, stored = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
-    shallow = teacher(lr, stored_sr=stored)
+    shallow = teacher(lr, need, stored_sr=stored)
     assert ran == []
     assert shallow.sr is stored
-    deep = teacher.train()(lr)
+    deep = teacher.train()(lr, need)
     assert ran == ["last"]
     assert not teacher.teacher.model.training
     for path in ("body.0", "body.1"):
@@ -191,16 +191,15 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
         build_model(small("mobile_sr"), 2),
         build_model(architecture(type="edsr", num_feat=12, num_block=2), 2),
     )
-    pairs = choose_pairs(student, model, FeatureOptions(count=2))
-    terms = [validate(LossOptions, {"type": name}, "t") for name in ("fitnet", "attention_transfer")]
-    task = DistillationTask(student, terms, {"teacher": pairs})
-    lr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
-    teacher = TappedTeacher(Teacher(model), [pair.teacher.path for pair in pairs])(lr)
-    total, values = task(Batch(lr, hr), {"teacher": teacher})
+    objective = Objective([{"type": "fitnet"}, {"type": "attention_transfer"}], student, model, count=2)
+    task, pairs = objective.task, objective.pairs
+    batch = Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32))
+    total, values = objective(batch)
+    lr, teacher = batch.lr, objective.given(batch)["teacher"]
     maps = Taps(student, [pair.student.path for pair in pairs]).run(lr).features
     by_hand = [
         nn.functional.mse_loss(
-            task.adapters["from_teacher"][i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path]
+            objective.adapters[i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path]
         )
         for i, pair in enumerate(pairs)
     ]
@@ -213,17 +212,17 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
 
 def test_no_adapter_is_made_that_no_loss_uses():
     student = build_model(small("mobile_sr"), 2)
-    pairs = choose_pairs(student, build_model(small("edsr"), 2), FeatureOptions())
-    task = DistillationTask(student, [validate(LossOptions, {"type": "spatial_affinity"}, "t")], {"teacher": pairs})
-    assert len(task.adapters) == 0
+    assert len(Objective([{"type": "spatial_affinity"}], student, build_model(small("edsr"), 2)).task.adapters) == 0
 
 
 @pytest.mark.parametrize("samples", ["images", "patches"])
 @pytest.mark.parametrize("name", ["similarity", "pkt", "rkd"])
 def test_relations_between_images_or_patches(name, samples):
-    from sr_distill.losses import LOSSES
+    options = terms({"type": name, "samples": samples, **({"patch": 4} if samples == "patches" else {})})[0]
 
-    loss = LOSSES[name](validate(LossOptions, {"type": name, "samples": samples, "patch": 4}, "t"))
+    def loss(student, teacher):
+        return options(*options.arguments(None, student, teacher))
+
     student, teacher = torch.rand(4, 5, 8, 8), torch.rand(4, 7, 8, 8)
     assert loss(student, teacher).isfinite()
     if samples == "patches":
@@ -234,12 +233,12 @@ def test_relations_between_images_or_patches(name, samples):
 
 
 def test_relations_between_maps_pooled_to_vectors():
-    from sr_distill.losses import LOSSES, similarity
+    from sr_distill.losses import similarity
 
     student, teacher = torch.rand(4, 5, 8, 6), torch.rand(4, 7, 8, 6)
     for pool in (1, 2):
-        loss = LOSSES["similarity"](validate(LossOptions, {"type": "similarity", "pool": pool}, "t"))
+        loss = terms({"type": "similarity", "pool": pool})[0]
         vectors = [nn.functional.adaptive_avg_pool2d(x, pool).flatten(1) for x in (student, teacher)]
-        torch.testing.assert_close(loss(student, teacher), similarity(*vectors))
-    with pytest.raises(UserError, match="pool is for samples: images"):
-        validate(LossOptions, {"type": "pkt", "pool": 2, "samples": "patches"}, "t")
+        torch.testing.assert_close(loss(*loss.arguments(None, student, teacher)), similarity(*vectors))
+    with pytest.raises(UserError, match="pool has no effect with samples: patches"):
+        terms({"type": "pkt", "pool": 2, "samples": "patches"})

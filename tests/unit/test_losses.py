@@ -15,21 +15,19 @@ from sr_distill.errors import UserError
 from sr_distill.features import backbones
 from sr_distill.losses import (
     LOSSES,
+    LossInputs,
     MatchedMaps,
-    Scene,
-    build_term,
     charbonnier,
     l1,
     lpips,
+    mse,
     normalised_difference,
     perceptual,
 )
-from sr_distill.losses.perceptual import VGG19_LAYERS
+from sr_distill.losses.feature_cache import VGG19_LAYERS
 from sr_distill.models import build_model
-from sr_distill.options import LossOptions, validate
-from sr_distill.train import DistillationTask
 
-from ..conftest import small
+from ..conftest import Objective, small, terms
 
 
 def _pair(*shape):
@@ -45,6 +43,12 @@ def test_l1_equals_torch(shape):
     sr, hr = _pair(*shape)
     torch.testing.assert_close(l1(sr, hr), F.l1_loss(sr, hr))
     torch.testing.assert_close(_gradient(l1(sr, hr), sr), _gradient(F.l1_loss(sr, hr), sr))
+
+
+def test_mse_equals_torch():
+    sr, hr = _pair(2, 3, 5, 7)
+    torch.testing.assert_close(mse(sr, hr), F.mse_loss(sr, hr))
+    torch.testing.assert_close(_gradient(mse(sr, hr), sr), _gradient(F.mse_loss(sr, hr), sr))
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.1, 1.0])
@@ -136,17 +140,17 @@ def test_the_difference_of_normalised_maps_is_lpips_without_its_weights():
 
 def _loss(name):
     """A term as a function of two images; one on features takes them for maps."""
-    term = build_term(validate(LossOptions, {"type": name}, "test"))
+    module = terms({"type": name})[0].build([], 0)
     lr = torch.rand(2, 3, 32, 32)
 
     def loss(sr, hr):
         maps = MatchedMaps(None, sr, hr, lambda student, teacher: student, Prediction(None))
-        return term(Scene(lr, hr, Prediction(sr), (hr,), (maps,)))
+        return module(LossInputs(lr, hr, Prediction(sr), [hr], [maps], lambda image: image))
 
     return loss
 
 
-ON_SR = [name for name in LOSSES if validate(LossOptions, {"type": name}, "test").on == "sr"]
+ON_SR = [name for name in LOSSES if terms({"type": name})[0].on == "sr"]
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "fcfd"])  # which needs networks
@@ -172,7 +176,7 @@ def test_a_batch_costs_the_mean_of_its_images(random_backbones, name):
 def test_the_target_gets_no_gradient_and_the_loss_no_trainable_weights(random_backbones, name):
     sr, hr = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
     assert _loss(name)(sr, hr).requires_grad
-    assert not list(build_term(validate(LossOptions, {"type": name}, "test")).parameters())
+    assert not list(terms({"type": name})[0].build([], 0).parameters())
 
 
 def test_an_unknown_layer_is_named_with_its_nearest(random_backbones):
@@ -184,7 +188,7 @@ def test_an_unknown_layer_is_named_with_its_nearest(random_backbones):
 def test_missing_weights_are_an_error_before_training(no_data, name, tmp_path):
     student = build_model(small("mobile_sr"), 2)
     with pytest.raises(UserError) as caught:
-        DistillationTask(student, [validate(LossOptions, {"type": name}, "test")])
+        Objective([{"type": name}], student)
     text = str(caught.value)
     assert "pretrained weights of" in text
     assert str(tmp_path / "torch_home") in text
@@ -209,13 +213,13 @@ def test_weights_below_the_data_root_are_found(no_data, tmp_path, monkeypatch):
 def test_a_luma_student_is_compared_in_luma_alone():
     """With the target's chroma taken out of the comparison, L1 is that of full-range luma, and its gradient is luma's."""
     student = build_model(small("fsrcnn", color="y"), 2)
-    task = DistillationTask(student, [validate(LossOptions, {"type": "l1"}, "test")])
+    task = Objective([{"type": "l1"}], student).task
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
-    total, terms = task(Batch(lr, hr))
+    total, values = task(Batch(lr, hr))
     with torch.no_grad():
         expected = (luma(student(lr)) - luma(hr)).abs().mean() * 255 / 219
     torch.testing.assert_close(total.detach(), expected, atol=1e-6, rtol=1e-5)
-    assert list(terms) == ["l1_sr_hr"]
+    assert list(values) == ["l1_sr_hr"]
     recoloured = hr + torch.tensor([0.114, -0.058, 0.0]).view(1, 3, 1, 1)  # about the same luma, another hue
     recoloured = recoloured + 255 / 219 * (luma(hr) - luma(recoloured))
     torch.testing.assert_close(task(Batch(lr, recoloured))[0], total, atol=1e-6, rtol=1e-4)
@@ -228,11 +232,11 @@ def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
         {"type": "charbonnier", "name": "smooth"},
     ]
     student = build_model(small("mobile_sr"), 2)
-    task = DistillationTask(student, [validate(LossOptions, tree, "test") for tree in trees])
+    task = Objective(trees, student, build_model(small("edsr"), 2)).task
     lr, hr, teacher = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
-    total, terms = task(Batch(lr, hr), {"teacher": Prediction(teacher)})
+    total, values = task(Batch(lr, hr), {"teacher": Prediction(teacher)})
     sr = student(lr)
-    assert list(terms) == ["l1_sr_hr", "l1_sr_teacher", "smooth"]
-    torch.testing.assert_close(terms["l1_sr_hr"], F.l1_loss(sr, hr).detach())
-    torch.testing.assert_close(terms["l1_sr_teacher"], F.l1_loss(sr, teacher).detach())
+    assert list(values) == ["l1_sr_hr", "l1_sr_teacher", "smooth"]
+    torch.testing.assert_close(values["l1_sr_hr"], F.l1_loss(sr, hr).detach())
+    torch.testing.assert_close(values["l1_sr_teacher"], F.l1_loss(sr, teacher).detach())
     torch.testing.assert_close(total, 0.3 * F.l1_loss(sr, hr) + 2 * F.l1_loss(sr, teacher) + charbonnier(sr, hr))
