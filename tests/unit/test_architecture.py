@@ -16,6 +16,8 @@ ORDER = [
     "devices",
     "console",
     "contracts",
+    "plugins",
+    "registry",
     "options",
     "data",
     "models",
