@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ..errors import UserError
 from ..models import SRModel
+from ..plugins import load_plugins
 from ..zoo import open_model
 
 T = TypeVar("T")
@@ -46,6 +47,24 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {text[:500]} (set SR_DISTILL_DEBUG=1 to see where)", file=sys.stderr)
         return 2
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with the plugins of --plugins loaded: before anything is opened that may need them.
+
+    Raises:
+        UserError: a plugin cannot be loaded.
+    """
+    parser.add_argument(
+        "--plugins",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="Python files or modules with networks or metrics of your own (my_models.py, my_package.sr)",
+    )
+    args = parser.parse_args(arguments)
+    load_plugins(args.plugins)
+    return args
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

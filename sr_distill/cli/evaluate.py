@@ -37,12 +37,12 @@ from ..evaluate import (
 from ..files import data_root
 from ..models import SRModel, bicubic_model
 from ..zoo import find_file, open_model
-from .common import add_device, labels_of, load_models, run_command, split_label, those_that_open
+from .common import add_device, labels_of, load_models, parse, run_command, split_label, those_that_open
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``evaluate.py --model M [M ...] --datasets Set5 Set14 --scale 4 --data-root DIR``."""
-    args = _parser().parse_args(arguments)
+    args = parse(_parser(), arguments)
     device, (rank, _) = pick_device(args.device), process_share()
     problems: list[str] = []
     root = args.data_root or data_root()

@@ -10,7 +10,7 @@ from ..features.pairs import block_chain
 from ..models import ARCHITECTURES, build_model
 from ..options import ArchitectureOptions, validate
 from ..zoo import open_model
-from .common import run_command
+from .common import parse, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=int, choices=(2, 3, 4), default=None, help="for a type (default 4), or an ambiguous file"
     )
-    args = parser.parse_args(arguments)
+    args = parse(parser, arguments)
     if args.model in ARCHITECTURES:
         model = build_model(validate(ArchitectureOptions, {"type": args.model}, "--model"), args.scale or 4)
     else:

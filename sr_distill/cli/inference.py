@@ -15,7 +15,7 @@ from ..devices import pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
 from ..zoo import ZOO, open_model
-from .common import add_device, run_command
+from .common import add_device, parse, run_command
 
 DEFAULT_MODEL = "edsr_x4"
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)"
     )
     add_device(parser)
-    args = parser.parse_args(arguments)
+    args = parse(parser, arguments)
     if args.tile < 0:
         raise UserError(f"--tile {args.tile}: must be 0 or more.")
     if args.output.exists() and not args.output.is_dir():

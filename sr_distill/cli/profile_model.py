@@ -10,7 +10,7 @@ from ..devices import pick_device
 from ..evaluate import RUNTIMES, Profile, profile_model
 from ..files import write_json
 from ..zoo import find_file
-from .common import add_device, add_timing, format_columns, load_models, run_command, split_label
+from .common import add_device, add_timing, format_columns, load_models, parse, run_command, split_label
 
 _RATIOS = ("parameters", "macs", "activations", "peak_memory", "latency_ms")
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_timing(parser, RUNTIMES)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     add_device(parser)
-    args = parser.parse_args(arguments)
+    args = parse(parser, arguments)
     device = pick_device(args.device)
     given = [*args.model, *([args.teacher] if args.teacher else [])]
     profiles: dict[str, Profile] = {}

@@ -30,12 +30,12 @@ from ..evaluate import (
 from ..files import data_root, write_json
 from ..models import SRModel
 from ..zoo import find_file
-from .common import add_device, add_timing, format_columns, load_models, run_command, split_label
+from .common import add_device, add_timing, format_columns, load_models, parse, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``select_student.py --candidates FILE... --budget latency_ms=30 [--datasets Set5 Set14]``."""
-    args = _parser().parse_args(arguments)
+    args = parse(_parser(), arguments)
     budgets = dict(parse_budget(text) for text in args.budget)
     device, scale = pick_device(args.device), args.scale
     models = load_models(args.candidates, scale)

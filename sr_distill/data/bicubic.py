@@ -39,8 +39,7 @@ def downscale_to_uint8(hr: Tensor, factor: int) -> Tensor:
 
 
 def _resize_dim(image: Tensor, dim: int, scale: float) -> Tensor:
-    indices, weights = _taps(image.shape[dim], scale)
-    indices, weights = indices.to(image.device), weights.to(image)
+    indices, weights = _taps(image.shape[dim], scale, image.device, image.dtype)
     shape = (-1, 1) if dim == -2 else (-1,)
     # A loop over the few taps of the kernel, not a matrix of all rows by all columns: memory stays linear.
     out = image.index_select(dim, indices[0]) * weights[0].view(shape)
@@ -50,8 +49,16 @@ def _resize_dim(image: Tensor, dim: int, scale: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Input index and weight of each tap for each output position; both (taps, output length)."""
+def _taps(length: int, scale: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Input index and weight of each tap for each output position; both (taps, output length), kept on the device."""
+    # What was made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        indices, weights = _exact_taps(length, scale)
+        return indices.to(device), weights.to(device, dtype)
+
+
+def _exact_taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The taps in float64 on the CPU."""
     stretch = max(1.0, 1.0 / scale)
     support = 4.0 * stretch
     position = torch.arange(1, math.ceil(length * scale) + 1, dtype=torch.float64)

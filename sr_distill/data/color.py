@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import torch
 from torch import Tensor
 
 # Rows Y, Cb, Cr for RGB in [0, 1] and an output in [0, 255] (ITU-R BT.601; Y spans 16-235).
-_FORWARD = torch.tensor(
-    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=torch.float64
-)
-_OFFSET = torch.tensor([16.0, 128.0, 128.0], dtype=torch.float64)
+_FORWARD = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+_OFFSET = (16.0, 128.0, 128.0)
 _FULL_RANGE = 255.0 / 219.0
 
 
@@ -18,17 +19,20 @@ def rgb_to_ycbcr(image: Tensor) -> Tensor:
 
     Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255 and so on (ITU-R BT.601).
     """
-    return _mix(image, _FORWARD / 255.0) + _column(_OFFSET / 255.0, image)
+    forward, _, offset = _constants(image.device, image.dtype)
+    return _mix(image, forward) + offset
 
 
 def ycbcr_to_rgb(image: Tensor) -> Tensor:
     """The exact inverse of :func:`rgb_to_ycbcr`; values outside [0, 1] are kept. Shape (..., 3, H, W)."""
-    return _mix(image - _column(_OFFSET / 255.0, image), torch.linalg.inv(_FORWARD / 255.0))
+    _, backward, offset = _constants(image.device, image.dtype)
+    return _mix(image - offset, backward)
 
 
 def luma(image: Tensor) -> Tensor:
     """Y of :func:`rgb_to_ycbcr`: RGB (..., 3, H, W) in [0, 1] to (..., 1, H, W) in [16/255, 235/255]."""
-    return _mix(image, _FORWARD[:1] / 255.0) + 16.0 / 255.0
+    forward, _, _ = _constants(image.device, image.dtype)
+    return _mix(image, forward[:1]) + 16.0 / 255.0
 
 
 def with_luma_of(image: Tensor, source: Tensor) -> Tensor:
@@ -40,9 +44,18 @@ def with_luma_of(image: Tensor, source: Tensor) -> Tensor:
     return image + _FULL_RANGE * (luma(source) - luma(image))
 
 
+@functools.lru_cache(maxsize=16)
+def _constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrix to YCbCr in [0, 1], its inverse, and the offset (3, 1, 1), kept on the device."""
+    # What was made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        forward = torch.tensor(_FORWARD, dtype=torch.float64) / 255.0
+        offset = torch.tensor(_OFFSET, dtype=torch.float64).view(3, 1, 1) / 255.0
+        return tuple(value.to(device, dtype) for value in (forward, torch.linalg.inv(forward), offset))
+
+
 def _mix(image: Tensor, matrix: Tensor) -> Tensor:
-    return torch.einsum("oc,...chw->...ohw", matrix.to(image), image)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like).view(-1, 1, 1)
+    # Autocast would round colours to 8 bits of mantissa, which is coarser than a level of the image. The meta device has none.
+    has_autocast = torch.amp.is_autocast_available(image.device.type)
+    with torch.autocast(image.device.type, enabled=False) if has_autocast else contextlib.nullcontext():
+        return torch.einsum("oc,...chw->...ohw", matrix, image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class SRModel(nn.Module):
     upscales BT.601 luma and chroma is upscaled by bicubic, as FSRCNN and ECBSR were published.
 
     Attributes:
-        autocast: dtype to which the network itself is autocast (bfloat16), None for full precision. The conversion of colours
-            and everything outside stay in float32.
+        autocast: dtype to which the network itself is autocast (bfloat16); None: as the caller has it. The conversion of colours is
+            computed in the dtype of the input under any autocast, and the output comes back in it.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -73,7 +74,8 @@ class SRModel(nn.Module):
         height, width = image.shape[-2:]
         image = _pad(image, self.spec.size_multiple, self.spec.min_size)
         value_range = self.spec.value_range
-        with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        own = contextlib.nullcontext() if self.autocast is None else torch.autocast(image.device.type, self.autocast)
+        with own:
             out = self.net(image if value_range == 1.0 else image * value_range)
         out = out.to(image.dtype)[..., : height * self.spec.scale, : width * self.spec.scale]
         return out if value_range == 1.0 else out / value_range

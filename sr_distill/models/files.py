@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path
 from ..options import ArchitectureOptions, validate
+from ..plugins import plugin_of
 from ..registry import ARCHITECTURES
 from .base import SRModel, StateDict
 from .build import build_model
@@ -28,6 +29,8 @@ _FORMAT = "sr_distill 1"
 def save_model(model: SRModel, path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors that rebuilds the model by itself: architecture, arguments and scale are in its metadata.
 
+    Where the network is a plugin's, the metadata name it, too.
+
     Args:
         notes: further strings for the metadata (how it was trained).
 
@@ -37,11 +40,13 @@ def save_model(model: SRModel, path: Path, notes: Mapping[str, str] | None = Non
     """
     if model.spec.architecture is None:
         raise ValueError(f"{model.spec.name} was not built by this package")
+    plugin = plugin_of(type(model.spec.architecture))
     metadata = {
         **(notes or {}),
         "format": _FORMAT,
         "scale": str(model.spec.scale),
         "architecture": model.spec.architecture.model_dump_json(),
+        **({"plugin": plugin} if plugin else {}),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     with atomic_path(path) as temporary:
@@ -59,7 +64,7 @@ def load_model(path: Path, scale: int | None = None, architecture: ArchitectureO
         architecture: the network, for a checkpoint that does not tell.
 
     Raises:
-        UserError: the file is missing, damaged or unknown, or it is for another scale.
+        UserError: the file is missing, damaged or unknown, it is for another scale, or it needs a plugin that is not loaded.
     """
     if not path.is_file():
         raise UserError(f"model file not found: {path}.")
@@ -90,6 +95,9 @@ def _own(path: Path, state: StateDict, metadata: Mapping[str, str]) -> SRModel:
         tree, scale = json.loads(metadata["architecture"]), int(metadata["scale"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}).") from error
+    name, plugin = str(tree.get("type")) if isinstance(tree, dict) else "", metadata.get("plugin")
+    if plugin and name not in ARCHITECTURES:
+        raise UserError(f"{path}: needs the network '{name}' of the plugin {plugin}: name it with --plugins {plugin}")
     return _fill(build_model(validate(ArchitectureOptions, tree, f"{path} (metadata)"), scale), state, path)
 
 

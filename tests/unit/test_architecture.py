@@ -18,6 +18,8 @@ ORDER = [
     "devices",
     "console",
     "contracts",
+    "plugins",
+    "registry",
     "options",
     "data",
     "models",

@@ -10,6 +10,7 @@ import pytest
 import skimage.color
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sr_distill.contracts import Batch
 from sr_distill.data import (
@@ -91,6 +92,50 @@ def test_with_luma_of_keeps_chroma():
     mixed = rgb_to_ycbcr(with_luma_of(image, source))
     torch.testing.assert_close(mixed[:, :1], luma(source), atol=1e-6, rtol=0)
     torch.testing.assert_close(mixed[:, 1:], rgb_to_ycbcr(image)[:, 1:], atol=1e-6, rtol=0)
+
+
+class _Calls(TorchDispatchMode):
+    """Names of the operations that PyTorch runs while this lasts."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("convert", [rgb_to_ycbcr, ycbcr_to_rgb, luma, lambda image: imresize(image, 0.25)])
+def test_constants_are_made_and_moved_once(convert, dtype):
+    making = {"_to_copy", "lift_fresh", "arange", "linalg_inv_ex", "scalar_tensor"}
+    image = torch.rand(2, 3, 37, 23, dtype=dtype)
+    first = convert(image)
+    with _Calls() as calls:
+        assert torch.equal(convert(image), first)
+    assert calls.names
+    assert not calls.names & making
+
+
+def test_constants_that_inference_made_serve_training():
+    with torch.inference_mode():
+        imresize(torch.rand(1, 3, 41, 43), 2)
+        rgb_to_ycbcr(torch.rand(1, 3, 2, 2, dtype=torch.float16))
+    image = torch.rand(1, 3, 41, 43, requires_grad=True)
+    imresize(image, 2).sum().backward()
+    half = torch.rand(1, 3, 2, 2, dtype=torch.float16, requires_grad=True)
+    rgb_to_ycbcr(half).sum().backward()
+    assert image.grad.isfinite().all()
+    assert half.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("convert", [rgb_to_ycbcr, ycbcr_to_rgb, luma, lambda image: imresize(image, 2)])
+def test_colours_and_bicubic_are_not_autocast(convert):
+    image = torch.rand(1, 3, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = convert(image)
+    assert torch.equal(mixed, convert(image))
 
 
 def test_image_modes(tmp_path):

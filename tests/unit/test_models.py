@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sr_distill.errors import UserError
 from sr_distill.models import (
     ARCHITECTURES,
     STUDENTS,
+    Architecture,
     Teacher,
     bicubic_model,
     build_model,
@@ -24,6 +26,7 @@ from sr_distill.models import (
 from sr_distill.models.base import ModelSpec, SRModel
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.models.blocks import collapse
+from sr_distill.registry import register_student, register_teacher
 
 from ..conftest import architecture, small
 
@@ -68,6 +71,32 @@ def test_bf16_is_close_and_stays_float_outside(name):
         rough = model(image)
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().mean() < 0.02 * exact.abs().mean() + 0.01
+
+
+@pytest.mark.parametrize("color", ["rgb", "y"])
+def test_a_callers_autocast_reaches_the_network_and_not_the_colours(color):
+    model, image, dtypes = build_model(small("mobile_sr", color=color), 2).eval(), torch.rand(1, 3, 12, 10), []
+    for module in (model.net.body[0], model.net.body[-1]):
+        module.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
+    with torch.no_grad():
+        exact = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(image)
+        model.autocast = torch.bfloat16
+        own = model(image)
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 4
+    assert rough.dtype == torch.float32
+    assert torch.equal(rough, own)
+    assert not torch.equal(rough, exact)
+    if color == "y":
+        chroma = imresize(rgb_to_ycbcr(image)[:, 1:], 2)
+        torch.testing.assert_close(rgb_to_ycbcr(rough)[:, 1:], chroma, atol=1e-5, rtol=0)
+
+
+def test_the_output_has_the_dtype_of_the_input():
+    model = build_model(small("mobile_sr", color="y"), 2).eval().to(torch.bfloat16)
+    assert model(torch.rand(1, 3, 12, 10, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert model.double()(torch.rand(1, 3, 12, 10, dtype=torch.float64)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("color", ["rgb", "y"])
@@ -403,6 +432,17 @@ def test_a_checkpoint_with_its_architecture_given(name, tmp_path):
         load_model(tmp_path / "m.pth", None, small(name))
     with pytest.raises(UserError, match=f"do not fit {name} at scale 2"):
         load_model(tmp_path / "m.pth", 2, small(name))
+
+
+@pytest.mark.parametrize(("register", "name"), [(register_student, "edsr"), (register_teacher, "mobile_sr")])
+def test_a_name_is_a_students_or_a_teachers(register, name):
+    class Mine(Architecture):
+        """Another network of that name."""
+
+        type: Literal[name]
+
+    with pytest.raises(TypeError, match=f"there is a network '{name}' already"):
+        register(Mine)
 
 
 def test_model_key_sees_weights_and_use():

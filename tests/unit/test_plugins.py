@@ -1,0 +1,175 @@
+"""Networks and metrics of the user's own: found, loaded once, named in files, usable by every command."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sr_distill.cli import main
+from sr_distill.errors import UserError
+from sr_distill.models import build_model, load_model, save_model
+from sr_distill.plugins import load_plugins, plugin_of
+from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
+
+from ..conftest import natural_image, write_image
+
+NETWORK = '''
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from sr_distill.models import Architecture
+from sr_distill.registry import register_student
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, scale, num_feat):
+        super().__init__(
+            nn.Conv2d(3, num_feat, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(num_feat, 3 * scale**2, 3, padding=1),
+            nn.PixelShuffle(scale),
+        )
+
+
+@register_student
+class TinyOptions(Architecture):
+    """Two convolutions."""
+
+    type: Literal["tiny"]
+    num_feat: int = Field(4, ge=1, description="Channels.")
+
+    def build(self, scale):
+        return Tiny(scale, self.num_feat)
+'''
+
+
+@pytest.fixture(autouse=True)
+def entries(monkeypatch):
+    """The registries as they were, after the test; the function makes them so at once."""
+    before = [(registry, dict(registry.items())) for registry in (STUDENTS, TEACHERS, METRICS, LOSSES)]
+
+    def restore():
+        for registry, known in before:
+            monkeypatch.setattr(registry, "_entries", dict(known))
+
+    restore()
+    return restore
+
+
+def _plugin(path, text=NETWORK):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_is_executed_once_and_its_classes_pickle(tmp_path, monkeypatch):
+    name = _plugin(tmp_path / "my_models.py", NETWORK + "\nopen('count', 'a').write('x')\n")
+    monkeypatch.chdir(tmp_path)
+    load_plugins([name])
+    load_plugins(["my_models.py"])
+    load_plugins(["my_models.py"], tmp_path)
+    assert (tmp_path / "count").read_text() == "x"
+    options = ARCHITECTURES["tiny"](type="tiny")
+    assert plugin_of(type(options)) == "my_models.py"
+    again = pickle.loads(pickle.dumps(options))
+    assert again == options
+    assert type(again) is type(options)
+
+
+def test_files_of_one_name_are_two_plugins(tmp_path):
+    for folder, network in (("a", "tiny_a"), ("b", "tiny_b")):
+        load_plugins([_plugin(tmp_path / folder / "m.py", NETWORK.replace('"tiny"', f'"{network}"'))])
+    assert {"tiny_a", "tiny_b"} <= set(STUDENTS)
+
+
+def test_a_file_is_looked_for_beside_the_options_file_too(tmp_path, monkeypatch):
+    _plugin(tmp_path / "options/my_models.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"plugin not found: my_models\.py; looked for my_models\.py\."):
+        load_plugins(["my_models.py"])
+    with pytest.raises(UserError, match=r"looked for none\.py, .*options/none\.py"):
+        load_plugins(["none.py"], tmp_path / "options")
+    load_plugins(["my_models.py"], tmp_path / "options")
+    assert "tiny" in ARCHITECTURES
+
+
+def test_a_module_of_the_working_folder(tmp_path, monkeypatch):
+    _plugin(tmp_path / "own_package_of_test/__init__.py", "")
+    _plugin(tmp_path / "own_package_of_test/sr/__init__.py", "from . import nets")
+    _plugin(tmp_path / "own_package_of_test/sr/nets.py")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    load_plugins(["own_package_of_test.sr"])
+    assert sys.path == path
+    assert plugin_of(ARCHITECTURES["tiny"]) == "own_package_of_test.sr"
+    assert plugin_of(ARCHITECTURES["edsr"]) is None
+    with pytest.raises(UserError, match=r"no module 'own_package_of_test\.none', neither installed nor in"):
+        load_plugins(["own_package_of_test.none"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import torch\n\ntorch.relux\n", r"my\.py, line 3: AttributeError: .*relux"),
+        ("x = 1\ndef f(:\n", r"my\.py, line 2: SyntaxError"),
+        ("import no_such_package\n", r"my\.py, line 1: ModuleNotFoundError: .*no_such_package"),
+        (NETWORK.replace('"tiny"', '"edsr"'), r"my\.py, line \d+: TypeError: there is a network 'edsr' already"),
+        (NETWORK.replace('"""Two convolutions."""', "bare: int = 1"), r"TypeError: TinyOptions must describe bare"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_explained(text, expected, tmp_path):
+    name = _plugin(tmp_path / "my.py", text)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"plugin .*{expected}"):
+            load_plugins([name])
+
+
+def _saved(tmp_path, entries):
+    """A file with the plugin's network, and the plugin elsewhere, not loaded yet."""
+    load_plugins([_plugin(tmp_path / "here/my_models.py")])
+    save_model(build_model(ARCHITECTURES["tiny"](type="tiny"), 2), tmp_path / "tiny.safetensors")
+    entries()
+    return str(tmp_path / "tiny.safetensors"), _plugin(tmp_path / "there/my_models.py")
+
+
+def test_a_model_file_says_which_plugin_it_needs(tmp_path, entries):
+    file, plugin = _saved(tmp_path, entries)
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["plugin"] == "my_models.py"
+    needs = "tiny.safetensors: needs the network 'tiny' of the plugin my_models.py: name it with --plugins my_models.py"
+    with pytest.raises(UserError, match=re.escape(needs)):
+        load_model(tmp_path / "tiny.safetensors")
+    load_plugins([plugin])
+    model = load_model(tmp_path / "tiny.safetensors")
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 5, 6)).shape == (1, 3, 10, 12)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --datasets {set} --scale 2 --lpips none --device cpu --model {file}",
+        "inference -i {set} -o {out} --device cpu --model {file}",
+        "features --model {file}",
+        "features --model tiny",
+        "profile_model --runs 1 --device cpu --model {file}",
+        "select_student --runs 1 --device cpu --datasets {set} --candidates {file}",
+    ],
+)
+def test_every_command_takes_plugins(command, tmp_path, entries, capsys, monkeypatch):
+    monkeypatch.setattr("sr_distill.evaluate.profile.FRAME", (64, 96))
+    file, plugin = _saved(tmp_path, entries)
+    write_image(tmp_path / "set/a.png", natural_image(48, 48))
+    arguments = command.format(file=file, set=tmp_path / "set", out=tmp_path / "out").split()
+    assert main(arguments) == 2
+    assert "tiny" in capsys.readouterr().err
+    assert main([*arguments, "--plugins", plugin]) == 0
+    assert main([*arguments, "--plugins", str(tmp_path / "none.py")]) == 2
+    assert "plugin not found" in capsys.readouterr().err
