@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sr_distill.files import write_text
 from sr_distill.options import RunOptions
+from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,9 +69,32 @@ def _values(field: dict[str, Any]) -> Iterator[str]:
         yield " ".join([words[field["type"]], *limits])
 
 
+def complete_schema() -> dict[str, Any]:
+    """The JSON schema of a run's options; each registered class stands once, among the definitions."""
+    schema = RunOptions.model_json_schema()
+    entries = {entry.__name__ for registry in (LOSSES, ARCHITECTURES, METRICS) for entry in registry.values()}
+    definitions = schema.pop("$defs")
+
+    def hoisted(node: Any) -> Any:
+        if isinstance(node, list):
+            return [hoisted(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        inner = {key: hoisted(value) for key, value in node.items()}
+        if node.get("type") != "object" or node.get("title") not in entries:
+            return inner
+        definitions[node["title"]] = inner
+        return {"$ref": f"#/$defs/{node['title']}"}
+
+    schema = hoisted(schema)
+    for name in list(definitions):
+        definitions[name] = hoisted(definitions[name]) if name not in entries else definitions[name]
+    return {"$defs": dict(sorted(definitions.items())), **schema}
+
+
 def main() -> int:
     """Write both files, or with --check exit with 1 where one is not up to date."""
-    schema = RunOptions.model_json_schema()
+    schema = complete_schema()
     wanted = {
         ROOT / "options" / "schema.json": json.dumps(schema, indent=1) + "\n",
         ROOT / "docs" / "options.md": reference(schema),

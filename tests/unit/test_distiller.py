@@ -10,6 +10,7 @@ from torch import nn
 import sr_distill
 from sr_distill import Distiller
 from sr_distill.errors import UserError
+from sr_distill.losses import similarity
 from sr_distill.models import build_model, load_model
 
 from ..conftest import ROOT, small
@@ -33,7 +34,7 @@ def test_plain_networks():
     assert list(terms) == ["l1_sr_hr", "l1_sr_teacher", "fitnet_features"]
     torch.testing.assert_close(terms["l1_sr_hr"], F.l1_loss(sr, hr).detach())
     torch.testing.assert_close(terms["l1_sr_teacher"], F.l1_loss(sr, target).detach())
-    adapted = distiller.task.adapters["from_teacher"][0].conv(student[:2](lr))
+    adapted = next(iter(distiller.task.adapters.values()))[0].conv(student[:2](lr))
     torch.testing.assert_close(terms["fitnet_features"], F.mse_loss(adapted, teacher[:2](lr)).detach())
     by_hand = (
         F.l1_loss(sr, hr) + 0.5 * F.l1_loss(sr, target.detach()) + 0.1 * F.mse_loss(adapted, teacher[:2](lr).detach())
@@ -64,10 +65,38 @@ def test_the_teacher_is_no_part_of_it_but_moves_along():
 
 def test_networks_of_this_package_and_automatic_pairs():
     distiller = Distiller(build_model(small("mobile_sr", color="y"), 3), build_model(small("rlfn"), 3), LOSSES, count=2)
-    assert 1 <= len(distiller.pairs["teacher"]) <= 2
+    assert [1 <= len(pairs) <= 2 for pairs in distiller.task.pairs.values()] == [True]
     total, terms = distiller(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 48, 48))
     assert total.isfinite()
     assert len(terms) == 3
+
+
+def test_a_schedule_needs_to_know_the_step():
+    losses = [{"type": "l1"}, {"type": "l1", "against": "teacher", "schedule": {"decay_to": 0}}]
+    distiller = Distiller(_network(4), _network(6), losses)
+    images = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16)
+    with pytest.raises(UserError, match="give weights=distiller.weights_at"):
+        distiller(*images)
+    assert distiller.weights_at(5, 10) == [1.0, 0.5]
+    assert set(distiller(*images, weights=distiller.weights_at(5, 10))[1]) == {"l1_sr_hr", "l1_sr_teacher"}
+
+
+def test_the_networks_follow_the_callers_autocast_and_losses_do_not():
+    """Networks run in bfloat16, so their outputs are rounded; losses of these are computed in float32."""
+    student, teacher = _network(4), _network(6)
+    losses = [{"type": "l1"}, {"type": "l1", "against": "teacher"}, {"type": "similarity", "pool": 4}]
+    distiller = Distiller(student, teacher, losses, pairs=[("1", "1")])
+    lr, hr = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 32, 32)
+    full = distiller(lr, hr)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = distiller(lr, hr)[1]
+        sr, target, maps = student(lr).float(), teacher(lr).float().clamp(0, 1), (student[:2](lr), teacher[:2](lr))
+    assert all(value.dtype == torch.float32 for value in half.values())
+    assert full["l1_sr_hr"] != half["l1_sr_hr"]
+    assert torch.equal(half["l1_sr_hr"], F.l1_loss(sr, hr).detach())
+    assert torch.equal(half["l1_sr_teacher"], F.l1_loss(sr, target).detach())
+    vectors = [F.adaptive_avg_pool2d(x.float(), 4).flatten(1) for x in maps]
+    torch.testing.assert_close(half["similarity_features"], similarity(*vectors).detach(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +131,7 @@ def test_the_examples_in_the_docs_run(tmp_path, monkeypatch):
     _run_example(0)
     assert len(torch.load("student.pth", weights_only=True)) == 6
     names = _run_example(1)
-    assert set(names["terms"]) == {"l1_sr_teacher", "fcfd_features_edsr", "l1_features_decoded_edsr"}
+    assert set(names["terms"]) == {"l1_sr_teacher", "fcfd_features_edsr", "l1_decoded_edsr"}
     assert load_model(tmp_path / "student.safetensors").spec.scale == 4
 
 

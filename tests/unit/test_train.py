@@ -16,8 +16,8 @@ from sr_distill.files import atomic_folder, atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.schema import ScheduleOptions
 from sr_distill.train import open_run
+from sr_distill.train.average import averaged
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from sr_distill.train.ema import EMA
 from sr_distill.train.log import MetricsLog
 from sr_distill.train.schedule import learning_rate_at, weight_at
 
@@ -44,6 +44,20 @@ def test_multistep_equals_torch():
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         reference.step()
+
+
+def test_wsd_is_constant_and_then_falls_in_its_last_share():
+    schedule = ScheduleOptions(type="wsd", warmup=2, decay=0.5, min_factor=0.1)
+    assert _rates(schedule, 10) == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.082, 0.064, 0.046, 0.028])
+    assert _rates(schedule, 20)[:10] == pytest.approx(_rates(schedule, 12)[:6] + [0.1] * 4)  # a longer run begins alike
+
+
+@pytest.mark.parametrize(
+    "change", [{"decay": 0.5}, {"gamma": 0.1}, {"milestones": [3]}, {"type": "constant", "min_factor": 0.5}]
+)
+def test_options_that_a_schedule_does_not_have_are_refused(change):
+    with pytest.raises(UserError, match="has no effect with type"):
+        validate(ScheduleOptions, change, "test")
 
 
 def test_warm_up_rises_to_the_base_and_every_schedule_stays_positive():
@@ -80,38 +94,54 @@ def test_a_schedule_that_ends_before_it_begins_is_refused():
         _term(start=3, stop=3)
 
 
-def test_ema_equals_torch_after_the_warm_up():
+def test_averages_follow_their_formula():
+    module = nn.Conv2d(2, 3, 1)
+    average = averaged(module, 0.9)
+    expected = None
+    for update in range(200):
+        with torch.no_grad():
+            module.weight.add_(torch.randn_like(module.weight))
+        average.update_parameters(module)
+        decay = min(0.9, (1 + update) / (10 + update))
+        weight = module.weight.detach()
+        expected = weight.clone() if expected is None else decay * expected + (1 - decay) * weight
+        torch.testing.assert_close(average.module.weight, expected)
+
+
+def test_averages_equal_torchs_after_the_warm_up():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     module = nn.Conv2d(2, 3, 1)
-    ema = EMA(module, 0.9)
-    ema.updates = 10**6  # past the warm-up
-    reference = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    reference.update_parameters(module)  # the first one copies
+    average, reference = averaged(module, 0.9), AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for one in (average, reference):
+        one.update_parameters(module)  # the first one copies
+    average.n_averaged.fill_(10**6)  # past the warm-up
     for _ in range(5):
         with torch.no_grad():
             module.weight.add_(torch.randn_like(module.weight))
-        ema.update(module)
+        average.update_parameters(module)
         reference.update_parameters(module)
-    torch.testing.assert_close(ema.module.weight, reference.module.weight)
+    torch.testing.assert_close(average.module.weight, reference.module.weight)
 
 
-def test_ema_is_frozen_follows_at_once_in_the_beginning_and_can_be_off():
+def test_an_average_is_frozen_copies_buffers_and_can_be_off():
     module = nn.BatchNorm2d(2)
-    ema, off = EMA(module, 0.999), EMA(module, 0.0)
-    module(torch.randn(4, 2, 3, 3))
-    with torch.no_grad():
-        module.weight.fill_(3.0)
-    ema.update(module)
-    off.update(module)
-    assert ema.module.weight[0].item() == pytest.approx(1 + (1 - 2 / 11) * 2)
+    average, off = averaged(module, 0.999), averaged(module, 0.0)
+    for value in (1.0, 3.0):
+        module(torch.randn(4, 2, 3, 3))
+        with torch.no_grad():
+            module.weight.fill_(value)
+        average.update_parameters(module)
+        off.update_parameters(module)
+    assert average.module.weight[0].item() == pytest.approx(1 + (1 - 2 / 11) * 2)
     assert off.module.weight[0].item() == 3.0
-    assert torch.equal(ema.module.running_mean, module.running_mean)
-    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
-    again = EMA(module, 0.999)
-    again.load_state_dict(ema.state_dict())
-    assert again.updates == 1
-    assert torch.equal(again.module.weight, ema.module.weight)
+    assert torch.equal(average.module.running_mean, module.running_mean)
+    assert not average.module.training
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+    again = averaged(module, 0.999)
+    again.load_state_dict(average.state_dict())
+    assert again.n_averaged == 2
+    assert torch.equal(again.module.weight, average.module.weight)
 
 
 def test_checkpoints_come_back_and_the_last_are_kept(tmp_path):
@@ -211,7 +241,12 @@ def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
     _, checkpoint, said = open_run(_options(tmp_path, **change), resume=True)
     assert checkpoint == path
     assert any("losses.0.type was 'l1', is now 'charbonnier'" in line for line in said)
-    assert not any("total_steps" in line for line in said)
+    assert any("total_steps was 10, is now 99: at step 5 the learning rate jumps from 0.000505 to 0.000994" in x for x in said)
+    steady = {"schedule": {"type": "wsd"}}
+    folder, *_ = open_run(_options(tmp_path, name="steady", **steady), resume=False)
+    save_checkpoint(folder.checkpoints, 5, {}, 1)
+    longer = _options(tmp_path, name="steady", train={"total_steps": 99}, **steady)
+    assert open_run(longer, resume=True)[2] == []
     with pytest.raises(UserError, match="cannot resume .*student.num_feat was 32, is now 16"):
         open_run(_options(tmp_path, student={"type": "mobile_sr", "num_feat": 16}), resume=True)
 
