@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..evaluate import default_metrics, evaluate_set, open_set
 from ..features import TappedTeacher
 from ..files import data_root
-from ..infer import upscale
+from ..infer import WholeOutputs
 from ..models import SRModel, Teacher, build_model
 from ..options import RunOptions, load_options
 from ..train import DistillationTask, Interrupted, MutualTask, Trainer, build_task, open_run, tap_teacher
@@ -57,8 +57,7 @@ def _train(options: RunOptions, resume: bool) -> int:
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
         folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
-    with accelerator.main_process_first():
-        store = _open_store(options, teachers, accelerator)
+    store = _open_store(options, teachers, accelerator)
     running = _running_teachers(options, teachers, task, store)
     trainer = Trainer(options, folder, task, running, store, accelerator, validate)
     for line in said:
@@ -91,7 +90,7 @@ def _accelerator(options: RunOptions) -> Accelerator:
     device = pick_device(options.device)
     if options.device != "auto" and device.type != "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    # The other processes wait while the first one stores the teacher's outputs, which can take longer than the usual 10 minutes.
+    # A process that is done with its share of the photos waits for the others, perhaps for longer than the usual 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
     # Some weights take no part in some steps: those behind the deepest tap, and adapters that a random path does not cross.
     partial = not any(term.on == "sr" for term in options.losses) or any(
@@ -147,11 +146,16 @@ def _open_store(options: RunOptions, teachers: dict[str, Teacher], accelerator: 
     for name, teacher in teachers.items():
         output_is_compared = any(term.on == "sr" and term.looks_at(name) for term in options.losses)
         if options.all_teachers[name].cache and output_is_compared:
-            run = functools.partial(upscale, teacher, device=accelerator.device)
+            outputs = WholeOutputs(teacher, accelerator.device)
             bar = functools.partial(
                 progress_bar, desc=f"outputs of {name}", unit="image", disable=not accelerator.is_main_process
             )
-            store.add_teacher(name, teacher.key, run, bar)
+            tiled = store.add_teacher(name, teacher.key, outputs.whole, bar, outputs.in_tiles)
+            if tiled:
+                accelerator.print(
+                    f"memory on {accelerator.device} does not suffice for {tiled} of {len(store.names)} images in one piece: "
+                    f"the outputs of {name} ({teacher.spec.name}) were made {outputs.in_tiles()[0]} pixels for them."
+                )
     return store
 
 
