@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -51,3 +52,24 @@ def gathered(items: list[T]) -> list[T]:
     shares: list[list[T]] = [[] for _ in range(world_size)]
     torch.distributed.all_gather_object(shares, items)
     return [item for share in shares for item in share]
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What ``work`` gives in each process, in the order of their ranks; every process gets all, after all have ended.
+
+    Raises:
+        UserError: it failed in another process. In the process itself its own exception goes on: none waits for one that failed.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    outcomes = gathered([(result, None if failure is None else str(failure) or type(failure).__name__)])
+    if failure is not None:
+        raise failure
+    for _, reason in outcomes:
+        if reason is not None:
+            raise UserError(reason)
+    return [result for result, _ in outcomes]

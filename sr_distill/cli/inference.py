@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = open_model(args.model, args.scale)
     targets = output_paths(files, args.input, args.output, model.spec.scale)
     failed = 0
+    note = functools.cache(lambda text: tqdm.write(f"note: {text}", file=sys.stderr))  # the same text once
     rank, processes = process_share()
     pairs = list(zip(files, targets))[rank::processes]
     for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 and rank == 0 else True):
         try:
-            width, height = upscale_file(model, source, target, device, args.tile)
+            width, height = upscale_file(model, source, target, device, args.tile, note)
             tqdm.write(f"{target} ({width}x{height})")
         except UserError as error:
             failed += 1

@@ -19,7 +19,7 @@ from ..data import PairStore, open_pairs
 from ..errors import UserError
 from ..evaluate import default_metrics, evaluate_set, open_set
 from ..files import data_root
-from ..infer import upscale
+from ..infer import WholeOutputs
 from ..models import SRModel
 from ..options import RunOptions, load_options
 from ..train import Interrupted, Run, Trainer, build_run, make_accelerator, open_run
@@ -97,11 +97,16 @@ def _open_store(run: Run, accelerator: Accelerator) -> PairStore:
         teacher = tapped.teacher
         output_is_compared = any(not term.reads_maps and term.looks_at(name) for term in options.losses)
         if options.all_teachers[name].cache and output_is_compared:
-            run = functools.partial(upscale, teacher, device=accelerator.device)
+            outputs = WholeOutputs(teacher, accelerator.device)
             bar = functools.partial(
                 progress_bar, desc=f"outputs of {name}", unit="image", disable=not accelerator.is_main_process
             )
-            store.add_teacher(name, teacher.key, run, bar)
+            tiled = store.add_teacher(name, teacher.key, outputs.whole, bar, outputs.in_tiles)
+            if tiled:
+                accelerator.print(
+                    f"memory on {accelerator.device} does not suffice for {tiled} of {len(store.names)} images in one piece: "
+                    f"the outputs of {name} ({teacher.spec.name}) were made {outputs.in_tiles()[0]} pixels for them."
+                )
     return store
 
 

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..contracts import Batch
-from .packed import PackedImages, PairStore
+from .packed import PairStore
+from .packs import PackedImages
 
 
 class StepBatches(Dataset[Batch]):
@@ -61,14 +62,17 @@ class StepBatches(Dataset[Batch]):
         return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
 
 
-def step_loader(batches: StepBatches, first_step: int, total_steps: int, workers: int, pin: bool = False) -> DataLoader[Batch]:
-    """Batches of the steps ``first_step`` to ``total_steps - 1``, in order."""
+def step_loader(
+    batches: StepBatches, first_step: int, total_steps: int, workers: int, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Batches of the steps ``first_step`` to ``total_steps - 1``, in order; for a GPU in pinned memory."""
     return DataLoader(
         batches,
         sampler=range(first_step, total_steps),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # a loader draws a seed when it starts; that must not come out of the run's random state
     )
 

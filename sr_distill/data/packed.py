@@ -1,13 +1,12 @@
-"""Decoded training pairs in flat memory-mapped files: decoded once, and a crop reads its own rows only.
+"""Decoded training pairs and teachers' outputs: each is made once, and a crop reads its own rows only.
 
-A packed set is a folder ``<cache_dir>/pairs_<key>/`` with ``index.json``, ``lr.bin``, ``hr.bin`` and, for each teacher whose
-outputs were stored, ``teacher_<key>.bin``. The key is a hash of the content of the photos and of how they are used.
+Below ``cache_dir``: ``images/`` with the pairs and ``teacher_<key>/`` with the outputs of a teacher, both packs; and ``hashes.json``.
+A pair's key is a hash of the content of its photo and of how it is used: what else is trained on plays no part.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,21 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..devices import process_share, together
 from ..errors import UserError
-from ..files import atomic_folder, atomic_path, find, write_json
+from ..files import find
 from ..options.schema import SourceOptions
 from . import embedded
 from .bicubic import downscale_to_uint8
+from .hashes import FileHashes
 from .images import list_images, read_rgb, to_pixels, to_tensor
+from .packs import Entry, Pack, PackedImages, Progress
 
-_FORMAT = 2  # raise it when the files or the way they are made change
+_FORMAT = 3  # raise it when the way pairs are made changes
+_TEACHER_FORMAT = 2  # raise it when the way teachers' outputs are made changes
+
+Upscale = Callable[[Tensor], Tensor]
+"""uint8 LR (3, h, w) to uint8 SR (3, h*scale, w*scale)."""
 
 
 @dataclass(frozen=True)
@@ -35,83 +41,102 @@ class Photo:
     downscale: int
 
 
-class PackedImages:
-    """Images of known shapes one after the other in one file; item ``i`` is a uint8 view (H, W, 3)."""
-
-    def __init__(self, path: Path, shapes: list[tuple[int, int]]) -> None:
-        self.shapes = shapes
-        sizes = [height * width * 3 for height, width in shapes]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        if path.stat().st_size != self._starts[-1]:
-            raise UserError(f"{path} is damaged (its size is wrong): delete the folder {path.parent}, it is made anew.")
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        start, end = self._starts[index : index + 2]
-        return self._bytes[start:end].reshape(*self.shapes[index], 3)
-
-
 class PairStore:
-    """Aligned LR and HR images, and the stored outputs of teachers if there are any."""
+    """Aligned LR and HR images, and the stored outputs of teachers if there are any.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the cache folder.
+        scale: upscaling factor.
+        pairs: name, key and place of each pair.
+        skipped: why photos are not used, a sentence each.
+    """
+
+    def __init__(self, folder: Path, scale: int, pairs: list[tuple[str, str, Entry]], skipped: list[str]) -> None:
         self.folder = folder
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.scale: int = index["scale"]
-        self.names: list[str] = index["names"]
-        self.skipped: list[str] = index["skipped"]
-        self.lr_shapes = [(height, width) for height, width in index["lr_shapes"]]
-        self.lr = PackedImages(folder / "lr.bin", self.lr_shapes)
-        self.hr = PackedImages(folder / "hr.bin", self._hr_shapes)
+        self.scale = scale
+        self.skipped = skipped
+        self.names = [name for name, _, _ in pairs]
+        self._keys = [key for _, key, _ in pairs]
+        self.lr, self.hr = (PackedImages([entry for _, _, entry in pairs], part) for part in (0, 1))
+        self.lr_shapes = self.lr.shapes
         self.teachers: dict[str, PackedImages] = {}
-
-    @property
-    def _hr_shapes(self) -> list[tuple[int, int]]:
-        return [(height * self.scale, width * self.scale) for height, width in self.lr_shapes]
 
     def add_teacher(
         self,
         name: str,
         key: str,
-        upscale: Callable[[Tensor], Tensor],
-        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    ) -> None:
-        """Store a teacher's outputs, unless they are there already.
+        upscale: Upscale,
+        progress: Progress = iter,
+        in_tiles: Callable[[], tuple[str, Upscale]] | None = None,
+    ) -> int:
+        """Store a teacher's outputs of whole images in full precision, as far as they are not there yet.
 
         Args:
             name: under which a batch has them.
             key: identifies the teacher's weights.
-            upscale: uint8 LR (3, h, w) to uint8 SR (3, h*scale, w*scale).
+            upscale: the teacher; raises MemoryError for an image that it cannot take as a whole.
             progress: wraps the loop over images, for a progress bar.
+            in_tiles: called if there are such images; how they are cut into tiles, which is a part of their keys, and the
+                teacher that does that. None: the MemoryError goes on.
+
+        Returns:
+            How many of the outputs were made in tiles.
+
+        Raises:
+            UserError: an output cannot be written; what was stored before stays.
         """
-        path = self.folder / f"teacher_{key}.bin"
-        if not path.exists():
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                for index in progress(range(len(self.names))):
-                    file.write(to_pixels(upscale(to_tensor(self.lr[index]))).tobytes())
-        self.teachers[name] = PackedImages(path, self._hr_shapes)
+        pack = Pack(self.folder / f"teacher_{key}_fp32_{_TEACHER_FORMAT}")
+
+        def whole(index: int) -> list[np.ndarray] | None:
+            try:
+                return self._output(upscale, index)
+            except MemoryError:
+                if in_tiles is None:
+                    raise
+                return None
+
+        entries, too_large = pack.fill(self._keys, whole, progress)
+        keys = list(self._keys)
+        if too_large and in_tiles is not None:
+            how, tiled = in_tiles()
+            for index in too_large:
+                keys[index] = f"{keys[index]} {how}"
+            entries, _ = pack.fill(keys, lambda index: self._output(tiled, index), progress)
+        self.teachers[name] = PackedImages([entries[key] for key in keys])
+        return len(too_large)
+
+    def _output(self, upscale: Upscale, index: int) -> list[np.ndarray]:
+        return [to_pixels(upscale(to_tensor(self.lr[index])))]
 
 
 def open_pairs(
     sources: Iterable[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str
 ) -> PairStore:
-    """Pack the photos of ``sources`` into ``cache_dir``, or open the pack made earlier from the same content.
+    """Open the pairs of the photos of ``sources``; those that are not in ``cache_dir`` yet are decoded and stored there.
+
+    Several processes share the work, and each gets the same store or the same error.
 
     Raises:
-        UserError: a photo cannot be used and ``on_unreadable`` is "stop" (all such photos are listed), or none is left.
+        UserError: a photo cannot be used and ``on_unreadable`` is "stop" (all such photos are listed), or none is left, or
+            a pair cannot be written.
     """
-    photos = [photo for source in sources for photo in _photos(source, scale)]
-    folder = cache_dir / f"pairs_{_key(photos, scale, lr_size)}"
-    if not (folder / "index.json").exists():
-        with atomic_folder(folder) as temporary:
-            _pack(photos, scale, lr_size, temporary, on_unreadable)
-    store = PairStore(folder)
-    if store.skipped and on_unreadable == "stop":
-        raise UserError(_unusable(store.skipped))
-    return store
+    photos = together(lambda: [photo for source in sources for photo in _photos(source, scale)])[0]
+    keys, problems = _keys(photos, scale, FileHashes(cache_dir / "hashes.json"))
+    entries = _decoded(photos, keys, scale, Pack(cache_dir / "images", count=2), problems)
+    pairs = []
+    for index, photo in enumerate(photos):
+        if index not in problems:
+            entry = entries[keys[index]]
+            if min(entry.shapes[0]) < lr_size:
+                problems[index] = _too_small(photo, entry, scale, lr_size)
+            else:
+                pairs.append((photo.name, keys[index], entry))
+    skipped = [problems[index] for index in sorted(problems)]
+    if skipped and on_unreadable == "stop":
+        raise UserError(_unusable(skipped))
+    if not pairs:
+        raise UserError(f"no usable training photo is left:\n{_listed(skipped)}")
+    return PairStore(cache_dir, scale, pairs, skipped)
 
 
 def _photos(source: SourceOptions, scale: int) -> list[Photo]:
@@ -138,51 +163,70 @@ def _lr_of(name: Path, folder: Path | None, scale: int) -> Path | None:
     return next((path for path in candidates if path.exists()), candidates[0])
 
 
-def _key(photos: list[Photo], scale: int, lr_size: int) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {scale} {lr_size}".encode())
-    for photo in photos:
-        digest.update(f"\n{photo.name} {photo.downscale}".encode())
-        for path in (photo.hr, photo.lr):
-            if path is not None and path.is_file():
-                try:
-                    digest.update(hashlib.sha256(path.read_bytes()).digest())
-                except OSError as error:
-                    digest.update(str(error).encode())
-    return digest.hexdigest()[:16]
+def _keys(photos: list[Photo], scale: int, hashes: FileHashes) -> tuple[list[str], dict[int, str]]:
+    """The key of each photo, and what is wrong with those of which there is none, by index."""
+    rank, processes = process_share()
 
-
-def _pack(photos: list[Photo], scale: int, lr_size: int, folder: Path, on_unreadable: str) -> None:
-    names, shapes, skipped = [], [], []
-    with (folder / "lr.bin").open("wb") as lr_file, (folder / "hr.bin").open("wb") as hr_file:
-        for photo in photos:
+    def share() -> tuple[dict[int, str], dict[int, str]]:
+        keys, problems = {}, {}
+        for index in range(rank, len(photos), processes):
+            photo = photos[index]
             try:
-                lr, hr = _read_pair(photo, scale, lr_size)
+                contents = [hashes.of(path) for path in (photo.hr, photo.lr) if path is not None]
             except UserError as error:
-                skipped.append(str(error))
-                continue
-            lr_file.write(lr.tobytes())
-            hr_file.write(hr.tobytes())
-            names.append(photo.name)
-            shapes.append(lr.shape[:2])
-    if skipped and on_unreadable == "stop":
-        raise UserError(_unusable(skipped))
-    if not names:
-        raise UserError(f"no usable training photo is left:\n{_listed(skipped)}")
-    write_json(folder / "index.json", {"scale": scale, "names": names, "lr_shapes": shapes, "skipped": skipped})
+                problems[index] = str(error)
+            else:
+                text = " ".join(map(str, [_FORMAT, scale, photo.downscale, *contents]))
+                keys[index] = hashlib.sha256(text.encode()).hexdigest()[:32]
+        hashes.save()
+        return keys, problems
+
+    shares = together(share)
+    keys = {index: key for found, _ in shares for index, key in found.items()}
+    problems = {index: problem for _, found in shares for index, problem in found.items()}
+    return [keys.get(index, "") for index in range(len(photos))], problems
 
 
-def _read_pair(photo: Photo, scale: int, lr_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(
+    photos: list[Photo], keys: list[str], scale: int, pack: Pack, problems: dict[int, str]
+) -> dict[str, Entry]:
+    """The entries of all photos that can be decoded; what is wrong with the others is added to ``problems``."""
+    wanted = [index for index in range(len(photos)) if index not in problems]
+    found: dict[int, str] = {}
+
+    def make(position: int) -> list[np.ndarray] | None:
+        index = wanted[position]
+        try:
+            return list(_read_pair(photos[index], scale))
+        except UserError as error:
+            found[index] = str(error)
+            return None
+
+    entries, _ = pack.fill([keys[index] for index in wanted], make)
+    for others in together(lambda: found):
+        problems.update(others)
+    return entries
+
+
+def _too_small(photo: Photo, entry: Entry, scale: int, lr_size: int) -> str:
+    height, width = entry.shapes[1]
+    return (
+        f"{photo.hr}: too small: {width}x{height} pixels, but a crop needs "
+        f"{lr_size * scale}x{lr_size * scale} (data.lr_size {lr_size} x scale {scale})."
+    )
+
+
+def _read_pair(photo: Photo, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """LR and HR as uint8 (h, w, 3) and (h*scale, w*scale, 3), cut to a multiple of the scale first."""
-    pixels = _mod_crop(read_rgb(photo.hr), photo.downscale)
+    pixels = read_rgb(photo.hr)
+    if min(pixels.shape[:2]) < photo.downscale * scale:
+        size, needed = f"{pixels.shape[1]}x{pixels.shape[0]}", photo.downscale * scale
+        raise UserError(f"{photo.hr}: too small: {size} pixels, but one LR pixel needs {needed}x{needed}.")
+    pixels = _mod_crop(pixels, photo.downscale)
     if photo.downscale > 1:
         pixels = to_pixels(downscale_to_uint8(to_tensor(pixels), photo.downscale))
     hr = _mod_crop(pixels, scale)
     height, width = hr.shape[0] // scale, hr.shape[1] // scale
-    if min(height, width) < lr_size:
-        raise UserError(
-            f"{photo.hr}: too small: {hr.shape[1]}x{hr.shape[0]} pixels, but a crop needs "
-            f"{lr_size * scale}x{lr_size * scale} (data.lr_size {lr_size} x scale {scale})."
-        )
     if photo.lr is None:
         return to_pixels(downscale_to_uint8(to_tensor(hr), scale)), hr
     lr = read_rgb(photo.lr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +50,24 @@ def output_paths(files: list[Path], source: Path, folder: Path, scale: int) -> l
     ]
 
 
-def upscale_file(model: SRModel, source: Path, target: Path, device: torch.device, tile: int) -> tuple[int, int]:
+def upscale_file(
+    model: SRModel,
+    source: Path,
+    target: Path,
+    device: torch.device,
+    tile: int,
+    say: Callable[[str], object] = warnings.warn,
+) -> tuple[int, int]:
     """Upscale one image file to a PNG; returns its width and height.
 
-    Gray stays gray; transparency is upscaled by bicubic; 16 bits become 8; the EXIF orientation is applied.
+    Gray stays gray; transparency is upscaled by bicubic; 16 bits become 8; the EXIF orientation is applied. ``tile`` and
+    ``say`` are those of :func:`upscale`.
 
     Raises:
         UserError: the file cannot be read, or the result cannot be written.
     """
     image = open_image(source)
-    pixels = to_pixels(upscale(model, to_tensor(to_rgb(image)), device, tile))
+    pixels = to_pixels(upscale(model, to_tensor(to_rgb(image)), device, tile, say))
     if image.mode in _GRAY:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
     alpha = _alpha(image)

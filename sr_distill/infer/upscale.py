@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..models import SRModel, Teacher, upscale_uint8
+from ..models.receptive_field import receptive_field
 
-TILE, OVERLAP = 256, 32
+TILE = 256
+WIDE = 64
+"""Context of the tiles of a network of which no context makes them equal to the whole image."""
 
 
 @torch.no_grad()
 def upscale(
-    model: SRModel | Teacher, lr: Tensor, device: torch.device, tile: int = TILE, overlap: int = OVERLAP
+    model: SRModel | Teacher,
+    lr: Tensor,
+    device: torch.device,
+    tile: int = TILE,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Tensor:
     """Upscale uint8 RGB (3, H, W) to uint8 (3, H*scale, W*scale).
 
-    An image larger than ``tile`` is cut into tiles of that side with ``overlap`` pixels of context around each; only a tile's
-    own pixels are kept. Only one tile is on the device at a time. A convolutional network that sees no further than ``overlap``
-    gives the same image as in one piece; one with global attention may differ slightly from tile to tile.
+    An image larger than ``tile`` is cut into tiles of that side, with as much context around each as the network sees; only a
+    tile's own pixels are kept, which are those of the image in one piece. Only one tile is on the device at a time.
 
     Args:
         tile: side of a tile in LR pixels, without its context; 0: the whole image at once.
-        overlap: context in LR pixels.
+        say: is told, for each image that is cut, if the network sees too far for that; then the tiles have ``WIDE`` pixels
+            of context, and the image may differ from that in one piece.
     """
     model = model.to(device)
     scale = model.spec.scale
     height, width = lr.shape[-2:]
+    context = 0
+    if tile and max(height, width) > tile:
+        context, exact = context_of(model)
+        if not exact and max(height, width) > tile + 2 * context:
+            say(
+                f"{model.spec.name} sees more of an image than a tile shows it: images that are cut into tiles of {tile} pixels "
+                "come out a little different than in one piece, which takes more memory (tile 0)."
+            )
     sr = torch.empty(3, height * scale, width * scale, dtype=torch.uint8)
-    for rows, outer_rows in _spans(height, tile, overlap):
-        for cols, outer_cols in _spans(width, tile, overlap):
+    for rows, outer_rows in _spans(height, tile, context, model.spec.size_multiple):
+        for cols, outer_cols in _spans(width, tile, context, model.spec.size_multiple):
             out = upscale_uint8(model, lr[None, :, outer_rows, outer_cols], device)[0]
             inner_rows = _scaled(rows, scale, outer_rows.start)
             inner_cols = _scaled(cols, scale, outer_cols.start)
@@ -39,14 +55,23 @@ def upscale(
     return sr
 
 
-def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice]]:
-    """Slices that cover ``length``, each with the wider slice that gives it context."""
-    if tile == 0 or length <= tile + 2 * overlap:
+def context_of(model: SRModel | Teacher) -> tuple[int, bool]:
+    """The context in LR pixels that the network's tiles have, and whether tiles with it equal the whole image."""
+    network = model.model if isinstance(model, Teacher) else model
+    radius = receptive_field(network)
+    # Windows of a flipped image begin at its other end, wherever that is: tiles cannot begin at the same places.
+    turned = isinstance(model, Teacher) and model.self_ensemble and model.spec.size_multiple > 1
+    return (WIDE, False) if radius is None or turned else (radius, True)
+
+
+def _spans(length: int, tile: int, context: int, multiple: int) -> Iterator[tuple[slice, slice]]:
+    """Slices that cover ``length``, each with the wider slice that gives it context and begins at a multiple of ``multiple``."""
+    if tile == 0 or length <= tile + 2 * context:
         yield slice(0, length), slice(0, length)
         return
     for start in range(0, length, tile):
-        stop = min(start + tile, length)
-        yield slice(start, stop), slice(max(0, start - overlap), min(length, stop + overlap))
+        stop, first = min(start + tile, length), max(0, start - context)
+        yield slice(start, stop), slice(first - first % multiple, min(length, stop + context))
 
 
 def _scaled(span: slice, scale: int, origin: int = 0) -> slice:

@@ -10,24 +10,154 @@ from PIL import Image
 from sr_distill.cli import main
 from sr_distill.data.images import read_rgb
 from sr_distill.errors import UserError
-from sr_distill.infer import find_inputs, output_paths, upscale, upscale_file
-from sr_distill.models import build_model, save_model
+from sr_distill.infer import WholeOutputs, find_inputs, output_paths, upscale, upscale_file
+from sr_distill.models import ModelSpec, SRModel, Teacher, build_model, save_model
+from sr_distill.models.receptive_field import receptive_field
 
 from ..conftest import architecture, natural_image, small, write_image
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["mobile_sr", "fsrcnn", "ecbsr", "compact"])
+@pytest.mark.parametrize("name", ["mobile_sr", "fsrcnn", "ecbsr", "compact", "swinir", "carn_m"])
 def test_tiles_equal_the_whole_image(name):
-    """Each of these sees less than 16 pixels far, so with that much context no seam can be seen: not one level differs."""
+    """With as much context as the network sees no seam can be seen: not one level differs."""
     model = build_model(small(name), 3).eval()
-    image = torch.from_numpy(natural_image(61, 90).transpose(2, 0, 1).copy())
-    whole = upscale(model, image, CPU, tile=0)
-    assert whole.shape == (3, 183, 270)
-    tiled = upscale(model, image, CPU, tile=16, overlap=16)
+    _tiles_equal_the_whole(model, natural_image(61, 90), tile=15)
+
+
+def test_tiles_of_a_network_that_sees_far_equal_the_whole_image():
+    _tiles_equal_the_whole(_deep(), natural_image(20, 150), tile=16)
+
+
+def _tiles_equal_the_whole(model, pixels, tile):
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    calls, whole = [], upscale(model, image, CPU, tile=0)
+    assert whole.shape == (3, *(side * model.spec.scale for side in image.shape[1:]))
+    with model.register_forward_hook(lambda *args: calls.append(1)):
+        tiled = upscale(model, image, CPU, tile, say=pytest.fail)
+    assert len(calls) > 4
     assert (whole.int() - tiled.int()).abs().max() <= 1  # the last bit of a sum may round the other way
     assert (whole != tiled).float().mean() < 1e-3
+
+
+class _Mean(torch.nn.Module):
+    """Attention of the simplest kind: the mean over the image."""
+
+    def forward(self, x):
+        return x + 0.5 * x.mean((-2, -1), keepdim=True)
+
+
+def _deep():
+    """40 convolutions that move the image by a pixel each, forth and back, so that what is far away is not faint."""
+    layers = []
+    for index in range(40):
+        conv = torch.nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)
+        with torch.no_grad():
+            conv.weight.copy_(torch.tensor([[0, 0, 0], [0.5, 0, 0.5] if index % 2 else [0.9, 0, 0.1], [0, 0, 0.0]]))
+        layers.append(conv)
+    return SRModel(torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=2)), ModelSpec("deep", 2)).eval()
+
+
+def test_a_network_that_sees_the_whole_image_says_so_when_it_is_cut():
+    image = torch.from_numpy(natural_image(20, 150).transpose(2, 0, 1).copy())
+    model = SRModel(torch.nn.Sequential(_Mean(), torch.nn.Upsample(scale_factor=2)), ModelSpec("mean", 2))
+    said = []
+    assert upscale(model, image, CPU, tile=16, say=said.append).shape == (3, 40, 300)
+    assert len(said) == 1
+    assert "mean sees more of an image than a tile shows it" in said[0]
+    upscale(model, image, CPU, tile=0, say=pytest.fail)
+    upscale(model, image, CPU, tile=150, say=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "radius"),
+    [
+        ("mobile_sr", {"num_feat": 8, "num_block": 1}, 3),
+        ("fsrcnn", {"color": "rgb"}, 8),
+        ("fsrcnn", {"color": "y"}, 8),
+        ("swinir", {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4}, 9),
+        ("rcan", {"num_feat": 16, "num_group": 1, "num_block": 1}, None),
+        ("imdn", {"num_feat": 16, "num_block": 1}, None),
+        ("rlfn", {"num_feat": 8, "num_block": 1}, None),  # its attention is resized to the image
+    ],
+)
+def test_how_far_networks_see(name, options, radius):
+    model = build_model(architecture(type=name, **options), 2)
+    assert receptive_field(model) == radius
+
+
+def test_the_receptive_field_of_convolutions():
+    def field(*sizes, dilation=1, **spec):
+        layers = [torch.nn.Conv2d(3, 3, size, padding="same", dilation=dilation) for size in sizes]
+        layers = [layer for conv in layers for layer in (conv, torch.nn.ReLU())]  # at random weights some are dead
+        net = torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=2))
+        return receptive_field(SRModel(net, ModelSpec("net", 2, **spec)))
+
+    assert field() == 0
+    assert field(1, 1) == 0
+    assert field(3, 3, 5) == 4
+    assert field((1, 9)) == field((9, 1)) == 4  # along either side
+    assert field(*[3] * 40) == 40
+    assert field(*[3] * 40, size_multiple=8, min_size=30) == 40
+    assert field(3, 3, 3, 3, dilation=62) == 248
+    assert field(3, 3, 3, 3, dilation=65) is None  # further than anybody would pay for
+
+
+def test_measuring_leaves_no_trace():
+    model = build_model(small("mobile_sr"), 2).train()
+    model.autocast = torch.bfloat16
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    assert receptive_field(model) == receptive_field(model.renamed("other"))
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.training
+    assert model.autocast is torch.bfloat16
+    assert all(p.grad is None and p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_stored_outputs_are_those_of_whole_images_in_full_precision():
+    teacher = Teacher(build_model(small("rlfn"), 2))
+    image = torch.from_numpy(natural_image(20, 420).transpose(2, 0, 1).copy())
+    expected = upscale(teacher, image, CPU, tile=0)
+    assert not torch.equal(upscale(teacher, image, CPU, say=str), expected)  # it can be seen
+    teacher.model.autocast = torch.bfloat16
+    assert torch.equal(WholeOutputs(teacher, CPU).whole(image), expected)
+    assert teacher.model.autocast is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["cuda", "python", "cpu"],
+)  # fmt: skip
+def test_tiles_only_where_memory_forces_them(error):
+    class Hungry(torch.nn.Module):
+        def forward(self, x):
+            tried.append(x.shape[-1])
+            if x.shape[-1] > 400:
+                raise error
+            return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    tried, outputs = [], WholeOutputs(Teacher(SRModel(Hungry(), ModelSpec("hungry", 2))), CPU)
+    images = {width: torch.randint(0, 256, (3, 8, width), dtype=torch.uint8) for width in (100, 500, 600)}
+    assert torch.equal(outputs.whole(images[100]), images[100].repeat_interleave(2, 1).repeat_interleave(2, 2))
+    for width in (500, 600):
+        with pytest.raises(MemoryError):
+            outputs.whole(images[width])
+    assert tried == [100, 500]  # a larger one is not tried
+    how, tiled = outputs.in_tiles()
+    assert how == "in tiles of 256 with a context of 0"
+    assert torch.equal(tiled(images[500]), images[500].repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+def test_other_errors_of_a_teacher_go_on():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        WholeOutputs(Teacher(SRModel(Broken(), ModelSpec("broken", 2))), CPU).whole(torch.zeros(3, 4, 4))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2)])
@@ -109,6 +239,17 @@ def test_command_upscales_a_folder_and_names_what_it_could_not(tmp_path, model_f
     assert "1 of 2 images could not be upscaled" in said.err
     assert "Traceback" not in said.err
     assert read_rgb(tmp_path / "out/good_x2.png").shape == (24, 20, 3)
+
+
+def test_command_says_once_that_tiles_may_differ(tmp_path, capsys):
+    save_model(build_model(small("rcan"), 2), tmp_path / "rcan.safetensors")
+    for name in "abc":
+        write_image(tmp_path / "in" / f"{name}.png", natural_image(9, 150))
+    where = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "rcan.safetensors")]
+    assert main(["inference", *where, "--device", "cpu", "--tile", "16"]) == 0
+    assert capsys.readouterr().err.count("note: rcan sees more of an image than a tile shows it") == 1
+    assert main(["inference", *where, "--device", "cpu"]) == 0
+    assert "note: " not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sr_distill.errors import UserError
-from sr_distill.files import atomic_folder, atomic_path, find, write_text
+from sr_distill.files import atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.schema import ScheduleOptions
 from sr_distill.train import open_run
@@ -169,16 +169,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    with pytest.raises(UserError, match="No space left"), atomic_folder(tmp_path / "a/set") as temporary:
-        (temporary / "x").write_text("half")
-        raise OSError(28, "No space left on device")
-    assert list((tmp_path / "a").iterdir()) == []
-    with atomic_folder(tmp_path / "a/set") as temporary:
-        (temporary / "x").write_text("whole")
-    assert (tmp_path / "a/set/x").read_text() == "whole"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

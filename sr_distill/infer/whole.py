@@ -1,0 +1,75 @@
+"""The outputs of a teacher that are stored: of whole images, in full precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..models import Teacher
+from .upscale import TILE, context_of, upscale
+
+
+class WholeOutputs:
+    """A teacher that takes images in one piece and in float32, whatever precision the training has.
+
+    Args:
+        teacher: the teacher.
+        device: where it runs.
+    """
+
+    def __init__(self, teacher: Teacher, device: torch.device) -> None:
+        self._teacher = teacher
+        self._device = device
+        self._too_large: int | None = None  # pixels of the smallest image that memory did not suffice for
+
+    def whole(self, lr: Tensor) -> Tensor:
+        """Upscale uint8 (3, h, w) to uint8 (3, h*scale, w*scale) in one piece.
+
+        Raises:
+            MemoryError: memory does not suffice, for this image or for a smaller one before.
+        """
+        pixels = lr.shape[-2] * lr.shape[-1]
+        if self._too_large is None or pixels < self._too_large:
+            with contextlib.suppress(MemoryError):
+                return self._upscale(lr, tile=0)
+            self._too_large = pixels
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        raise MemoryError(f"{lr.shape[-1]}x{lr.shape[-2]} pixels in one piece")
+
+    def in_tiles(self) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """How an image that is too large is cut, and the function that does it."""
+        return f"in tiles of {TILE} with a context of {context_of(self._teacher)[0]}", self._upscale
+
+    def _upscale(self, lr: Tensor, tile: int = TILE) -> Tensor:
+        with _full_precision(self._teacher), _memory_errors():
+            return upscale(
+                self._teacher, lr, self._device, tile, say=lambda text: None
+            )  # the caller says it once for all
+
+
+@contextlib.contextmanager
+def _full_precision(teacher: Teacher) -> Iterator[None]:
+    cudnn, autocast = torch.backends.cudnn, teacher.model.autocast
+    rounded = cudnn.allow_tf32  # convolutions on a GPU are in TensorFloat-32 unless it is switched off
+    cudnn.allow_tf32, teacher.model.autocast = False, None
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, teacher.model.autocast = rounded, autocast
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Make one exception, MemoryError, of those by which the devices say that memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(
+            words in str(error) for words in ("allocate memory", "out of memory")
+        ):
+            raise MemoryError(str(error)) from None
+        raise
