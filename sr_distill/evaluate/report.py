@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_text
-from .metrics import Metric
+from .metrics import ScaledMetric
 from .profile import Profile
 from .protocol import AGREEMENT, SetResult, describe_protocol
 
@@ -29,7 +29,7 @@ class Report:
     """
 
     scale: int
-    metrics: Sequence[Metric]
+    metrics: Sequence[ScaledMetric]
     results: Sequence[SetResult]
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     remarks: Sequence[str] = ()
