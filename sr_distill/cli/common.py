@@ -130,13 +130,3 @@ def _short_name(name: str) -> str:
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         return name
     return path.parent.name if path.stem == "student" and path.parent.name else path.stem
-
-
-def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for people; the first column is aligned to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..console import progress_bar
+from ..console import format_columns, progress_bar
 from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import (
@@ -30,7 +30,7 @@ from ..evaluate import (
 from ..files import data_root, write_json
 from ..models import SRModel
 from ..zoo import find_file
-from .common import add_device, add_timing, format_columns, load_models, parse, run_command, split_label
+from .common import add_device, add_timing, load_models, parse, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
