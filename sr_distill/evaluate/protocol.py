@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..devices import is_out_of_memory
 from ..errors import UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
@@ -150,7 +151,7 @@ def _measure(
     if alone or len({lr.shape for _, lr, _ in loaded}) == 1:
         try:
             return outcomes + _scored(model, loaded, device, metrics, teacher)
-        except (UserError, ValueError, RuntimeError) as error:
+        except (UserError, ValueError, RuntimeError, MemoryError) as error:
             if alone:
                 return [*outcomes, (loaded[0][0].name, _reason(error, loaded[0][0], model, device), None)]
     return outcomes + [o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher)]
@@ -159,7 +160,7 @@ def _measure(
 def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image."
     return f"{image.hr}: {' '.join(str(error).split())[:200].rstrip('.')}."
 
