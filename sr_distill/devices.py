@@ -13,6 +13,8 @@ from .errors import UserError
 
 T = TypeVar("T")
 
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
+
 
 def pick_device(name: str) -> torch.device:
     """The device for ``auto`` (CUDA, then Apple's MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -32,6 +34,14 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return torch.device(name)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left; on the CPU and on MPS, PyTorch's is a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
 
 
 def process_share() -> tuple[int, int]:

@@ -6,11 +6,13 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ..devices import is_out_of_memory
 from ..errors import UserError
 from ..models import SRModel
 from ..plugins import load_plugins
@@ -20,9 +22,10 @@ T = TypeVar("T")
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0: done; 1: done with problems; 2: could not be done; 130: interrupted.
+    """Run a command and return its exit code.
 
-    What the user can put right is printed as a sentence. With SR_DISTILL_DEBUG set, errors keep their traceback.
+    0: done; 1: done with problems; 2: could not be done, for a reason that the user can see to, which is printed as a sentence; 3: an
+    error of the program, printed with its traceback; 130: interrupted.
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -30,23 +33,33 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     try:
         return main(arguments)
-    except UserError as error:
-        if os.environ.get("SR_DISTILL_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get("SR_DISTILL_DEBUG"):
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {text[:500]} (set SR_DISTILL_DEBUG=1 to see where)", file=sys.stderr)
-        return 2
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print("This is an error in sr_distill, or in a plugin: please report it with the lines above.", file=sys.stderr)
+        return 3
+
+
+def _sentence(error: Exception) -> str | None:
+    """What the user can put right, None for an error of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"not enough memory ({said}): try smaller images, tiles, crops or batches, or another --device."
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename is not None else ""
+        return f"{file}{error.strerror or error}."
+    return None
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -130,13 +143,3 @@ def _short_name(name: str) -> str:
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         return name
     return path.parent.name if path.stem == "student" and path.parent.name else path.stem
-
-
-def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for people; the first column is aligned to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    )

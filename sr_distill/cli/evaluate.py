@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from ..console import progress_bar
 from ..devices import gathered, pick_device, process_share
-from ..errors import UserError, did_you_mean
 from ..evaluate import (
     METRICS,
     BenchmarkSet,
-    Metric,
     Profile,
     Report,
+    ScaledMetric,
     SetResult,
     default_metrics,
     evaluate_set,
@@ -76,7 +75,7 @@ def _measure(
     models: Sequence[SRModel],
     teacher: SRModel | None,
     sets: Sequence[BenchmarkSet],
-    metrics: Sequence[Metric],
+    metrics: Sequence[ScaledMetric],
     device: torch.device,
 ) -> list[SetResult]:
     """All models, and the teacher behind them, on all sets; this process's share is measured and everybody's is returned."""
@@ -129,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help=f"instead of psnr_y, ssim_y and LPIPS: {', '.join(METRICS)}",
+        help=f"instead of psnr_y, ssim_y and LPIPS: {', '.join(METRICS)}, or a plugin's",
     )
     parser.add_argument(
         "--lpips",
@@ -148,14 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _metrics(names: Sequence[str] | None, lpips: str, scale: int) -> tuple[list[Metric], str | None]:
+def _metrics(names: Sequence[str] | None, lpips: str, scale: int) -> tuple[list[ScaledMetric], str | None]:
     """The metrics to measure, and a sentence about LPIPS if it cannot be."""
     if names is not None:
-        for name in names:
-            if name not in METRICS:
-                raise UserError(
-                    f"there is no metric '{name}'.{did_you_mean(name, METRICS)} Allowed: {', '.join(METRICS)}."
-                )
         return [make_metric(name, scale) for name in dict.fromkeys(names)], None
     backbone, missing = find_lpips(lpips)
     return default_metrics(scale, backbone), missing

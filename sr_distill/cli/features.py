@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..console import format_columns
 from ..features import list_taps
 from ..features.pairs import block_chain
 from ..models import ARCHITECTURES, build_model
@@ -34,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = open_model(args.model, args.scale)
     taps = list_taps(model)
     chain = {tap.path for tap in block_chain(taps, model.spec.name)}
-    width = max(len(tap.path) for tap in taps)
-    print(f"{'path':{width}}  channels  size/LR  layer   (* what pairs: auto chooses from)")
-    for tap in taps:
-        print(f"{tap.path:{width}}  {tap.channels:8}  {tap.stride:7g}  {tap.kind}{' *' if tap.path in chain else ''}")
+    header = ["path", "channels", "size/LR", "layer   (* what pairs: auto chooses from)"]
+    rows = [[t.path, str(t.channels), f"{t.stride:g}", t.kind + (" *" if t.path in chain else "")] for t in taps]
+    print(format_columns(header, rows, left=(0, 3), rule=False))
     return 0
 
 

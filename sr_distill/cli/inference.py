@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..console import progress_bar
-from ..devices import pick_device, process_share
+from ..devices import is_out_of_memory, pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
 from ..zoo import ZOO, open_model
@@ -59,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             failed += 1
             tqdm.write(f"error: {source}: not enough memory on {device}; try a smaller --tile.", file=sys.stderr)
     if failed:

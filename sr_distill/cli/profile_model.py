@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..console import format_columns
 from ..devices import pick_device
 from ..evaluate import RUNTIMES, Profile, profile_model
 from ..files import write_json
 from ..zoo import find_file
-from .common import add_device, add_timing, format_columns, load_models, parse, run_command, split_label
+from .common import add_device, add_timing, load_models, parse, run_command, split_label
 
 _RATIOS = ("parameters", "macs", "activations", "peak_memory", "latency_ms")
 

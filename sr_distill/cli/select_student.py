@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from ..console import progress_bar
+from ..console import format_columns, progress_bar
 from ..devices import pick_device
 from ..errors import UserError
 from ..evaluate import (
     METRICS,
     RUNTIMES,
-    Metric,
     Profile,
+    ScaledMetric,
     best_within,
     cost_of,
     evaluate_set,
@@ -30,7 +30,7 @@ from ..evaluate import (
 from ..files import data_root, write_json
 from ..models import SRModel
 from ..zoo import find_file
-from .common import add_device, add_timing, format_columns, load_models, parse, run_command, split_label
+from .common import add_device, add_timing, load_models, parse, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--datasets", nargs="+", default=["embedded"], metavar="SET", help="as for evaluate (default: embedded)"
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for files that do not tell their scale")
-    parser.add_argument("--metric", choices=METRICS, default="psnr_y", help="what is meant by best (default: psnr_y)")
+    parser.add_argument(
+        "--metric",
+        default="psnr_y",
+        metavar="NAME",
+        help=f"what is meant by best: {', '.join(METRICS)}, or a plugin's (default: psnr_y)",
+    )
     add_timing(parser, RUNTIMES)
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)"
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quality(
-    models: Sequence[SRModel], args: argparse.Namespace, metric: Metric, device: torch.device
+    models: Sequence[SRModel], args: argparse.Namespace, metric: ScaledMetric, device: torch.device
 ) -> tuple[dict[str, float], list[str]]:
     """The mean of the metric over the images of all sets, and sentences about images that could not be measured."""
     scale = models[0].spec.scale
@@ -116,7 +121,7 @@ def _quality(
     return quality, problems
 
 
-def _table(quality: dict[str, float], profiles: dict[str, Profile], metric: Metric, front: Sequence[str]) -> str:
+def _table(quality: dict[str, float], profiles: dict[str, Profile], metric: ScaledMetric, front: Sequence[str]) -> str:
     rows = [
         [name, "*" if name in front else "", f"{value:.{metric.digits}f}", *profiles[name].cells()]
         for name, value in quality.items()

@@ -1,7 +1,9 @@
 """Evaluation by the protocol of the papers."""
 
+from ..registry import METRICS
 from .known import KnownSet, known_sets, remarks_on
-from .metrics import METRICS, ImagePair, Metric, make_metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from .measures import ImagePair, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from .metrics import Metric, MetricOptions, ScaledMetric, make_metric
 from .page import write_page
 from .profile import RUNTIMES, Profile, profile_model
 from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips
@@ -17,8 +19,10 @@ __all__ = [
     "ImagePair",
     "KnownSet",
     "Metric",
+    "MetricOptions",
     "Profile",
     "Report",
+    "ScaledMetric",
     "SetResult",
     "best_within",
     "cost_of",

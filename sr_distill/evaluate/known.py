@@ -1,9 +1,10 @@
-"""What is known of the common benchmark sets: ``datasets/*.yml``."""
+"""What is known of the common benchmark sets: ``known_sets/*.yml`` beside this file."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ from ..options.base import Options
 from .protocol import SetResult
 from .sets import BenchmarkSet
 
-FOLDER = Path(__file__).resolve().parents[2] / "datasets"
+FOLDER = Path(str(files(__package__))) / "known_sets"
 
 
 class KnownSet(Options):
@@ -32,7 +33,7 @@ class KnownSet(Options):
 
 @functools.lru_cache(maxsize=1)
 def known_sets() -> dict[str, KnownSet]:
-    """The sets of ``datasets/*.yml`` by name; none where the package was installed without that folder.
+    """The sets of ``known_sets/*.yml`` by name.
 
     Raises:
         UserError: a file is wrong.

@@ -1,221 +1,194 @@
-"""PSNR and SSIM as the SR papers compute them, LPIPS and NIQE: on uint8 images, batched, on the device, in float64 where it matters."""
+"""The metrics by name: what each is called in a table, and with which conventions of the papers it is computed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
-import cv2
-import numpy as np
-import torch
-import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from ..features import lpips_network
-from ..models.basicsr import import_basicsr
-
-_WINDOW, _SIGMA = 11, 1.5
+from ..errors import UserError, did_you_mean
+from ..options import validate
+from ..options.base import Options
+from ..registry import METRICS, OneOf, register_metric
+from . import measures
+from .measures import ImagePair
 
 LPIPS_BACKBONES = ("alex", "squeeze", "vgg")
 
 
-class ImagePair:
-    """A model's images and their HR, uint8 RGB (B, 3, H, W); luma is computed once for all metrics.
+class Metric(Options):
+    """One measure of an image against another, or of an image alone; the first sentence of the docstring stands in reports.
 
-    Raises:
-        ValueError: the shapes differ (when a metric looks).
+    Attributes:
+        higher_is_better: False for distances.
+        digits: decimals in a table.
+        cuts_border: whether ``measure`` leaves out a border of ``scale`` pixels, as the label then says (psnr_y_b4).
     """
 
-    def __init__(self, sr: Tensor, hr: Tensor) -> None:
-        self.sr, self.hr = sr, hr
-        self._luma: dict[int, tuple[Tensor, Tensor]] = {}
+    type: str = Field(description="Name of the metric.")
 
-    def inside(self, border: int) -> tuple[Tensor, Tensor]:
-        """Both without their border."""
-        return _inside(self.sr, self.hr, border)
+    higher_is_better: ClassVar[bool] = True
+    digits: ClassVar[int] = 3
+    cuts_border: ClassVar[bool] = False
 
-    def luma(self, border: int) -> tuple[Tensor, Tensor]:
-        """Y of both without their border, (B, H, W) float64 in 16-235."""
-        if border not in self._luma:
-            self._luma[border] = tuple(_luma_255(image) for image in self.inside(border))
-        return self._luma[border]
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """From the uint8 images (B, 3, H, W) of a pair to (B,) float64."""
+        raise NotImplementedError
+
+
+MetricOptions = Annotated[Metric, OneOf(METRICS, short=True)]
+"""A metric in options: its name, or its name and options of its own."""
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One measure of an image against another, or of an image alone.
+class ScaledMetric:
+    """A metric at an upscaling factor, as tables show it."""
 
-    Attributes:
-        name: psnr_y, ssim_rgb, lpips_alex, ...
-        border: rows and columns cut off at each side; None: the whole image is looked at.
-        measure: from an :class:`ImagePair` of B images to (B,) float64.
-        higher_is_better: False for distances.
-        digits: decimals in a table.
-        text: what it is, in a sentence.
-    """
-
-    name: str
-    border: int | None
-    measure: Callable[[ImagePair], Tensor]
-    higher_is_better: bool
-    digits: int
-    text: str
+    metric: Metric
+    scale: int
 
     @property
     def label(self) -> str:
         """The name with its convention, as in psnr_y_b4."""
-        return self.name if self.border is None else f"{self.name}_b{self.border}"
+        return f"{self.metric.type}_b{self.scale}" if self.metric.cuts_border else self.metric.type
+
+    @property
+    def text(self) -> str:
+        """What it is, in a sentence."""
+        what = " ".join((self.metric.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
+        return f"{what}, a border of {self.scale} cut off." if self.metric.cuts_border else f"{what}."
+
+    @property
+    def higher_is_better(self) -> bool:
+        """False for distances."""
+        return self.metric.higher_is_better
+
+    @property
+    def digits(self) -> int:
+        """Decimals in a table."""
+        return self.metric.digits
+
+    def measure(self, pair: ImagePair) -> Tensor:
+        """From a pair of B images to (B,).
+
+        Raises:
+            ValueError: the images cannot be measured, or the metric gives something of another shape.
+        """
+        values = self.metric.measure(pair, self.scale)
+        if values.shape != pair.sr.shape[:1]:
+            raise ValueError(f"the metric {self.metric.type} gave {tuple(values.shape)}, not one value for each image")
+        return values
 
 
-METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", *(f"lpips_{name}" for name in LPIPS_BACKBONES), "niqe")
-"""Every metric that there is, by name."""
-
-
-def make_metric(name: str, scale: int) -> Metric:
-    """The metric of this name (see :data:`METRICS`) with the conventions of the papers at this scale."""
-    kind, _, variant = name.partition("_")
-    what = {"y": "Y of BT.601 (16-235), not rounded", "rgb": "RGB"}.get(variant, variant)
-    cut = f"a border of {scale} cut off."
-    if name == "psnr_y":
-        return Metric(name, scale, lambda pair: _psnr(*pair.luma(scale)), True, 3, f"PSNR in dB on {what}, {cut}")
-    if name == "psnr_rgb":
-        return Metric(
-            name, scale, lambda pair: psnr_rgb(pair.sr, pair.hr, scale), True, 3, f"PSNR in dB on {what}, {cut}"
-        )
-    if kind == "ssim":
-        text = f"SSIM on {what}, Gaussian window 11x11, sigma 1.5, no padding, {cut}"
-        if variant == "y":
-            return Metric(name, scale, lambda pair: _ssim(*pair.luma(scale)), True, 4, text)
-        return Metric(name, scale, lambda pair: ssim_rgb(pair.sr, pair.hr, scale), True, 4, text)
-    if kind == "lpips":
-        text = f"LPIPS v0.1, backbone {variant}, on the whole RGB image."
-        return Metric(name, None, lambda pair: lpips_distance(pair.sr, pair.hr, variant), False, 4, text)
-    text = f"NIQE of the image alone (BasicSR's), on Y, {cut}"
-    return Metric(name, scale, lambda pair: niqe(pair.sr, scale), False, 3, text)
-
-
-def psnr_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
-    """PSNR of luma: ``10 log10(255^2 / mean (Y_sr - Y_hr)^2)`` in dB, infinite for equal images.
-
-    Args:
-        sr, hr: uint8 RGB (B, 3, H, W). Y is BT.601 (16-235), not rounded.
-        border: rows and columns cut off at each side first; papers use the scale.
-
-    Returns:
-        (B,) float64. Equal to BasicSR's ``calculate_psnr(..., test_y_channel=True)``.
+def make_metric(metric: str | Metric, scale: int) -> ScaledMetric:
+    """A metric, or the one of this name (see :data:`METRICS`), at this scale.
 
     Raises:
-        ValueError: the shapes differ, or nothing is left inside the border.
+        UserError: there is no metric of this name, or it has options that must be given.
     """
-    return _psnr(*ImagePair(sr, hr).luma(border))
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise UserError(
+                f"there is no metric '{metric}'.{did_you_mean(metric, METRICS)} Allowed: {', '.join(METRICS)}."
+            )
+        metric = validate(METRICS[metric], {"type": metric}, f"metric {metric}")
+    return ScaledMetric(metric, scale)
 
 
-def psnr_rgb(sr: Tensor, hr: Tensor, border: int) -> Tensor:
-    """PSNR over all three channels; otherwise as :func:`psnr_y`. Equal to BasicSR's ``calculate_psnr``."""
-    sr, hr = _inside(sr, hr, border)
-    return _psnr(sr.double(), hr.double())
+@register_metric
+class PSNRY(Metric):
+    """PSNR in dB on Y of BT.601 (16-235), not rounded."""
+
+    type: Literal["psnr_y"] = Field(description="Name of the metric.")
+
+    cuts_border = True
+
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.psnr_y`."""
+        return measures.psnr(*pair.luma(scale))
 
 
-def ssim_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
-    """SSIM of luma: Gaussian window 11x11 with sigma 1.5, no padding, K1 = 0.01, K2 = 0.03, range 255.
+@register_metric
+class PSNRRGB(Metric):
+    """PSNR in dB on RGB."""
 
-    Args and errors: as :func:`psnr_y`; inside the border at least 11x11 pixels must be left.
+    type: Literal["psnr_rgb"] = Field(description="Name of the metric.")
 
-    Returns:
-        (B,) float64 in [-1, 1]. Equal to BasicSR's ``calculate_ssim(..., test_y_channel=True)``.
+    cuts_border = True
 
-    Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, equation 13.
-    """
-    return _ssim(*ImagePair(sr, hr).luma(border))
-
-
-def ssim_rgb(sr: Tensor, hr: Tensor, border: int) -> Tensor:
-    """Mean of the SSIM of each channel; otherwise as :func:`ssim_y`. Equal to BasicSR's ``calculate_ssim``."""
-    sr, hr = _inside(sr, hr, border)
-    return _ssim(sr.double().flatten(0, 1), hr.double().flatten(0, 1)).unflatten(0, (-1, 3)).mean(1)
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.psnr_rgb`."""
+        return measures.psnr_rgb(pair.sr, pair.hr, scale)
 
 
-@torch.no_grad()
-def lpips_distance(sr: Tensor, hr: Tensor, network: str) -> Tensor:
-    """LPIPS v0.1 of uint8 RGB (B, 3, H, W), by the authors' package, which takes [-1, 1]: converted here; (B,) float64.
+@register_metric
+class SSIMY(Metric):
+    """SSIM on Y of BT.601 (16-235), not rounded, Gaussian window 11x11, sigma 1.5, no padding."""
 
-    Raises:
-        UserError: the pretrained weights of the backbone cannot be had.
-        ValueError: the image is smaller than the backbone can see (alex: 31 pixels).
-    """
-    if min(sr.shape[-2:]) < 32:
-        raise ValueError(f"LPIPS needs at least 32x32 pixels, got {sr.shape[-1]}x{sr.shape[-2]}")
-    module = lpips_network(network).to(sr.device)
-    return module(sr.float() / 255.0, hr.float() / 255.0, normalize=True).flatten().double()
+    type: Literal["ssim_y"] = Field(description="Name of the metric.")
 
+    digits = 4
+    cuts_border = True
 
-def niqe(sr: Tensor, border: int) -> Tensor:
-    """NIQE of uint8 RGB (B, 3, H, W), without a reference, by BasicSR, on the CPU; (B,) float64.
-
-    Raises:
-        ValueError: inside the border there are not two patches of 96x96 pixels, whose statistics it compares.
-
-    Source: Mittal et al., "Making a Completely Blind Image Quality Analyzer", 2013.
-    """
-    if math.prod((side - 2 * border) // 96 for side in sr.shape[-2:]) < 2:
-        raise ValueError(
-            f"NIQE needs at least two patches of 96x96 pixels inside a border of {border}, got {sr.shape[-1]}x{sr.shape[-2]}"
-        )
-    calculate = import_basicsr("metrics.niqe").calculate_niqe
-    bgr = sr.flip(1).permute(0, 2, 3, 1).cpu().numpy()
-    return torch.tensor([float(calculate(image, border)) for image in bgr], dtype=torch.float64)
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.ssim_y`."""
+        return measures.ssim(*pair.luma(scale))
 
 
-def _inside(sr: Tensor, hr: Tensor, border: int) -> tuple[Tensor, Tensor]:
-    """Both images without their border."""
-    if sr.shape != hr.shape:
-        raise ValueError(f"sizes differ: {tuple(sr.shape)} and {tuple(hr.shape)}")
-    if min(sr.shape[-2:]) <= 2 * border:
-        raise ValueError(f"an image of {sr.shape[-1]}x{sr.shape[-2]} pixels has nothing inside a border of {border}")
-    inside = slice(border, -border or None)
-    return sr[..., inside, inside], hr[..., inside, inside]
+@register_metric
+class SSIMRGB(Metric):
+    """SSIM on RGB, Gaussian window 11x11, sigma 1.5, no padding."""
+
+    type: Literal["ssim_rgb"] = Field(description="Name of the metric.")
+
+    digits = 4
+    cuts_border = True
+
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.ssim_rgb`."""
+        return measures.ssim_rgb(pair.sr, pair.hr, scale)
 
 
-def _luma_255(image: Tensor) -> Tensor:
-    """Y of BT.601 in 16-235 from uint8 RGB (B, 3, H, W); (B, H, W) float64.
+class _LPIPS(Metric):
+    higher_is_better = False
+    digits = 4
 
-    Rounded to float32 on the way in and out, as BasicSR does: without, PSNR of a small image differs in the sixth decimal.
-    """
-    red, green, blue = image.float().div_(255).double().unbind(1)
-    luma = red.mul_(65.481).add_(green, alpha=128.553).add_(blue, alpha=24.966).add_(16)
-    return luma.div_(255).float().mul_(255).double()
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        return measures.lpips_distance(pair.sr, pair.hr, self.type.removeprefix("lpips_"))
 
 
-def _psnr(x: Tensor, y: Tensor) -> Tensor:
-    return 10 * torch.log10(255.0**2 / (x - y).square_().flatten(1).mean(1))
+@register_metric
+class LPIPSAlex(_LPIPS):
+    """LPIPS v0.1, backbone alex, on the whole RGB image."""
+
+    type: Literal["lpips_alex"] = Field(description="Name of the metric.")
 
 
-def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM of (B, H, W) in 0-255. Only the sum of the two variances is needed: four maps are blurred, not five."""
-    if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(
-            f"SSIM needs at least {_WINDOW}x{_WINDOW} pixels inside the border, got {x.shape[-1]}x{x.shape[-2]}"
-        )
-    mean_x, mean_y, squares, product = (_blur(m) for m in (x, y, (x * x).addcmul_(y, y), x * y))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    means = mean_x * mean_y
-    mean_squares = mean_x.square_().add_(mean_y.square_())
-    spread = squares.sub_(mean_squares).add_(c2).mul_(mean_squares.add_(c1))
-    covariance = product.sub_(means).mul_(2).add_(c2)
-    return means.mul_(2).add_(c1).mul_(covariance).div_(spread).mean((1, 2))
+@register_metric
+class LPIPSSqueeze(_LPIPS):
+    """LPIPS v0.1, backbone squeeze, on the whole RGB image."""
+
+    type: Literal["lpips_squeeze"] = Field(description="Name of the metric.")
 
 
-def _blur(maps: Tensor) -> Tensor:
-    """The Gaussian window, no padding: (B, H, W) to (B, H-10, W-10), float64.
+@register_metric
+class LPIPSVGG(_LPIPS):
+    """LPIPS v0.1, backbone vgg, on the whole RGB image."""
 
-    On the CPU by OpenCV, which basicsr brings: PyTorch's convolution in float64 takes several times as long there.
-    """
-    offset = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
-    window = torch.exp(-offset.square() / (2 * _SIGMA**2))
-    window = window / window.sum()
-    if maps.device.type == "cpu":
-        kernel, rim = window.numpy(), slice(_WINDOW // 2, -(_WINDOW // 2))
-        return torch.from_numpy(np.stack([cv2.sepFilter2D(m, -1, kernel, kernel)[rim, rim] for m in maps.numpy()]))
-    rows = F.conv2d(maps.unsqueeze(1), window.view(1, 1, -1, 1))
-    return F.conv2d(rows, window.view(1, 1, 1, -1)).squeeze(1)
+    type: Literal["lpips_vgg"] = Field(description="Name of the metric.")
+
+
+@register_metric
+class NIQE(Metric):
+    """NIQE of the image alone (BasicSR's), on Y."""
+
+    type: Literal["niqe"] = Field(description="Name of the metric.")
+
+    higher_is_better = False
+    cuts_border = True
+
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.niqe`."""
+        return measures.niqe(pair.sr, scale)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..models import bicubic_model
 from .known import checksum, known_sets, remarks_on
 from .protocol import evaluate_set
-from .sets import list_hr, lr_path, open_set
+from .sets import lr_path, named_hr, open_set
 
 _SELFEXSR = re.compile(r"(.+)_SRF_(\d)_HR$")
 
@@ -71,9 +71,9 @@ def prepare_set(folder: Path, scales: Sequence[int], progress: Progress = iter) 
         UserError: a file cannot be written, or there is no image.
     """
     findings = Findings()
-    images = list_hr(folder)
+    images = named_hr(folder)
     made, kept, other, worst = dict.fromkeys(scales, 0), dict.fromkeys(scales, 0), dict.fromkeys(scales, 0), 0
-    for path in progress(images):
+    for name, path in progress(images.items()):
         try:
             hr = to_tensor(read_rgb(path))
         except UserError as error:
@@ -84,7 +84,7 @@ def prepare_set(folder: Path, scales: Sequence[int], progress: Progress = iter) 
             if min(height, width) < scale:
                 findings.problems.append(f"{path}: too small for scale {scale}.")
                 continue
-            lr, file = downscale_to_uint8(hr[:, :height, :width], scale), lr_path(folder, path.stem, scale)
+            lr, file = downscale_to_uint8(hr[:, :height, :width], scale), lr_path(folder, name, scale)
             if not file.exists():
                 write_png(file, to_pixels(lr))
                 made[scale] += 1
@@ -139,7 +139,7 @@ def check_set(folder: Path, scales: Sequence[int]) -> Findings:
             findings.done.append(f"{folder.name} x{scale}: {measured}")
     if known.pixels:
         found = set()
-        for path in list_hr(folder):
+        for path in named_hr(folder).values():
             with contextlib.suppress(UserError):  # said already
                 found.add(checksum(path))
         missing = [name for name, expected in known.pixels.items() if expected not in found]

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..devices import is_out_of_memory
 from ..errors import UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
-from .metrics import LPIPS_BACKBONES, ImagePair, Metric, make_metric, psnr_y
+from .measures import ImagePair, psnr_y
+from .metrics import LPIPS_BACKBONES, ScaledMetric, make_metric
 from .sets import BenchmarkImage, BenchmarkSet
 
 AGREEMENT = "psnr_y_to_teacher"
 """The label of the PSNR of a model's output against the teacher's."""
 
 
-def describe_protocol(scale: int, metrics: Sequence[Metric], agreement: bool = False) -> list[str]:
+def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], agreement: bool = False) -> list[str]:
     """The protocol in sentences, printed with every table."""
     lines = [
         "Per image, then the mean over images; output clipped and rounded to 8 bits. Gray images are converted like colour ones.",
@@ -61,7 +63,7 @@ class SetResult:
         return sum(kept) / len(kept) if kept else None
 
 
-def default_metrics(scale: int, lpips: str | None = None) -> list[Metric]:
+def default_metrics(scale: int, lpips: str | None = None) -> list[ScaledMetric]:
     """PSNR-Y and SSIM-Y, and LPIPS with this backbone."""
     names = ["psnr_y", "ssim_y", *([f"lpips_{lpips}"] if lpips else [])]
     return [make_metric(name, scale) for name in names]
@@ -95,7 +97,7 @@ def evaluate_set(
     model: SRModel,
     benchmark: BenchmarkSet,
     device: torch.device,
-    metrics: Sequence[Metric] | None = None,
+    metrics: Sequence[ScaledMetric] | None = None,
     teacher: Mapping[str, Tensor] | None = None,
     on_image: Callable[[str, Tensor | None], None] = lambda name, sr: None,
     share: tuple[int, int] = (0, 1),
@@ -135,7 +137,7 @@ def _measure(
     model: SRModel,
     images: Sequence[BenchmarkImage],
     device: torch.device,
-    metrics: Sequence[Metric],
+    metrics: Sequence[ScaledMetric],
     teacher: Mapping[str, Tensor],
 ) -> list[Outcome]:
     """Each image's outcome. If a batch fails, its images are tried one by one, so that only those that must fail do."""
@@ -149,7 +151,7 @@ def _measure(
     if alone or len({lr.shape for _, lr, _ in loaded}) == 1:
         try:
             return outcomes + _scored(model, loaded, device, metrics, teacher)
-        except (UserError, ValueError, RuntimeError) as error:
+        except (UserError, ValueError, RuntimeError, MemoryError) as error:
             if alone:
                 return [*outcomes, (loaded[0][0].name, _reason(error, loaded[0][0], model, device), None)]
     return outcomes + [o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher)]
@@ -158,7 +160,7 @@ def _measure(
 def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image."
     return f"{image.hr}: {' '.join(str(error).split())[:200].rstrip('.')}."
 
@@ -167,7 +169,7 @@ def _scored(
     model: nn.Module,
     loaded: Sequence[tuple[BenchmarkImage, Tensor, Tensor]],
     device: torch.device,
-    metrics: Sequence[Metric],
+    metrics: Sequence[ScaledMetric],
     teacher: Mapping[str, Tensor],
 ) -> list[Outcome]:
     """Scores of images of one size."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..console import format_columns
 from ..files import write_json, write_text
-from .metrics import Metric
+from .metrics import ScaledMetric
 from .profile import Profile
 from .protocol import AGREEMENT, SetResult, describe_protocol
 
@@ -29,7 +30,7 @@ class Report:
     """
 
     scale: int
-    metrics: Sequence[Metric]
+    metrics: Sequence[ScaledMetric]
     results: Sequence[SetResult]
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     remarks: Sequence[str] = ()
@@ -53,15 +54,12 @@ class Report:
 
 def format_table(report: Report, per_image: bool = False) -> str:
     """Means of each model on each set, in columns for people; with ``per_image`` also a row for every image."""
-    header = ["set", "model", "image", *report.labels]
-    rows = _rows(report, per_image)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [_line(header, widths), "  ".join("-" * width for width in widths)]
-    for index, row in enumerate(rows):
-        if per_image and index and rows[index - 1][:2] != row[:2]:
-            lines.append("")
-        lines.append(_line(row, widths))
-    return "\n".join(lines)
+    rows: list[list[str]] = []
+    for row in _rows(report, per_image):
+        if per_image and rows and rows[-1][:2] != row[:2]:
+            rows.append([])
+        rows.append(row)
+    return format_columns(["set", "model", "image", *report.labels], rows, left=range(3))
 
 
 def notes_on(results: Sequence[SetResult]) -> list[str]:
@@ -159,7 +157,3 @@ def _plain(value: float | None) -> float | str | None:
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))).rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def open_set(name: str, scale: int, root: Path | None) -> BenchmarkSet:
 
     Args:
         name: 'embedded', a set below ``root/benchmarks`` (or ``root``), or a folder. A set is a folder with ``HR/`` and, if LR is
-            there too, ``LR_bicubic/X<scale>/<name>x<scale>.png`` as DIV2K has it; a folder without ``HR/`` is taken as HR images.
+            there too, ``LR_bicubic/X<scale>/<name>x<scale>.png`` as DIV2K has it, where ``name`` is that of :func:`named_hr`; a folder
+            without ``HR/`` is taken as HR images.
         scale: upscaling factor.
         root: data root; None: ``name`` must be 'embedded' or a folder.
 
@@ -99,7 +101,7 @@ def open_set(name: str, scale: int, root: Path | None) -> BenchmarkSet:
         raise UserError(
             f"{folder}: this set is in the layout of SelfExSR; python scripts/prepare_datasets.py NAME --from {folder} converts it."
         )
-    images = [BenchmarkImage(path.stem, path, _lr_of(path.stem, folder, scale)) for path in list_hr(folder)]
+    images = [BenchmarkImage(name, path, _lr_of(name, folder, scale)) for name, path in named_hr(folder).items()]
     return BenchmarkSet(folder.name, images)
 
 
@@ -124,8 +126,10 @@ def _folder(name: str, root: Path | None) -> Path:
     raise UserError(f"there is no set '{name}'; looked for {', '.join(str(place) for place in places)}.{there}{hint}")
 
 
-def list_hr(folder: Path) -> list[Path]:
-    """The HR images of a set: those in ``HR/``, or those in the folder itself.
+def named_hr(folder: Path) -> dict[str, Path]:
+    """The HR images of a set by name: those in ``HR/``, or those in the folder itself.
+
+    A name is the stem where no other image has it (``a`` of ``a.png``), else the file's name, else its path in the folder.
 
     Raises:
         UserError: there is none.
@@ -134,7 +138,9 @@ def list_hr(folder: Path) -> list[Path]:
     images = [path for path in list_images(hr_folder) if _LR_FOLDER not in path.relative_to(folder).parts]
     if not images:
         raise UserError(f"{hr_folder}: this set holds no image.")
-    return images
+    choices = [(path.stem, path.name, path.relative_to(hr_folder).as_posix()) for path in images]
+    claims = Counter(name for names in choices for name in set(names))
+    return {next((n for n in names if claims[n] == 1), names[-1]): path for names, path in zip(choices, images)}
 
 
 def is_selfexsr(folder: Path) -> bool:
@@ -142,11 +148,10 @@ def is_selfexsr(folder: Path) -> bool:
     return any(folder.glob("image_SRF_*/*_HR.png"))
 
 
-def lr_path(folder: Path, stem: str, scale: int) -> Path:
+def lr_path(folder: Path, name: str, scale: int) -> Path:
     """Where the LR image of a set's image lies, as DIV2K has it."""
-    return folder / _LR_FOLDER / f"X{scale}" / f"{stem}x{scale}.png"
+    return folder / _LR_FOLDER / f"X{scale}" / f"{name}x{scale}.png"
 
 
-def _lr_of(stem: str, folder: Path, scale: int) -> Path | None:
-    path = lr_path(folder, stem, scale)
-    return path if path.parent.is_dir() else None
+def _lr_of(name: str, folder: Path, scale: int) -> Path | None:
+    return lr_path(folder, name, scale) if (folder / _LR_FOLDER / f"X{scale}").is_dir() else None

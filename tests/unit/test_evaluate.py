@@ -14,6 +14,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_distill.cli import main
+from sr_distill.console import format_columns
 from sr_distill.data import downscale_to_uint8, luma
 from sr_distill.data.images import read_rgb, to_tensor
 from sr_distill.errors import UserError
@@ -134,6 +135,28 @@ def test_agreement_with_the_teacher_is_the_psnr_between_the_outputs(tmp_path):
     lr, _ = benchmark.images[1].load(2)
     expected = psnr_y(upscale_uint8(bicubic_model(2), lr[None], CPU), outputs["b"][None], 2).item()
     assert result.scores[1].values[AGREEMENT] == pytest.approx(expected)
+
+
+def test_two_images_with_one_stem_are_not_mixed_up(tmp_path):
+    for seed, name in enumerate(("a.png", "a.bmp", "a.png.bmp", "b.png", "deep/b.png", "c.png")):
+        write_image(tmp_path / "HR" / name, natural_image(48, 48, seed=seed))
+    benchmark, model, outputs = open_set(str(tmp_path), 2, None), build_model(small("mobile_sr"), 2).eval(), {}
+    names = {
+        "a.png": "a.png",
+        "a.bmp": "a.bmp",
+        "a.png.bmp": "a.png.bmp",
+        "b.png": "b.png",
+        "deep/b.png": "deep/b.png",
+        "c.png": "c",
+    }
+    assert {image.hr.relative_to(tmp_path / "HR").as_posix(): image.name for image in benchmark.images} == names
+    evaluate_set(model, benchmark, CPU, on_image=outputs.__setitem__)
+    scores = evaluate_set(model, benchmark, CPU, teacher=outputs).scores
+    assert [score.values[AGREEMENT] for score in scores] == [math.inf] * 6
+    # One LR image for two HR images of the same stem: whose it is cannot be told.
+    write_image(tmp_path / "LR_bicubic/X2/ax2.png", natural_image(24, 24))
+    problems = evaluate_set(model, open_set(str(tmp_path), 2, None), CPU).problems
+    assert any("a.pngx2.png: this LR image is missing" in problem for problem in problems)
 
 
 def test_ssim_equals_scikit_image():
@@ -277,6 +300,29 @@ def test_table_names_the_convention():
     assert AGREEMENT not in format_table(plain)
     assert "lpips" not in format_table(plain)
     assert "a border of 4 cut off" in "".join(plain.protocol)
+
+
+def test_table_lays_out_its_columns():
+    results = [
+        SetResult("net", "S", [_score("a", 31.0, 0.9), _score("bb", 5.0, 0.8)]),
+        SetResult("n", "S", [_score("a", 1.0, 0.7)]),
+    ]
+    assert format_table(Report(4, default_metrics(4), results), per_image=True).splitlines() == [
+        "set  model  image      psnr_y_b4  ssim_y_b4",
+        "---  -----  ---------  ---------  ---------",
+        "S    net    a             31.000     0.9000",
+        "S    net    bb             5.000     0.8000",
+        "S    net    mean of 2     18.000     0.8500",
+        "",
+        "S    n      a              1.000     0.7000",
+        "S    n      mean of 1      1.000     0.7000",
+    ]
+    assert format_columns(["a", "b"], [["x", "1"], ["yy", "22"]]).splitlines() == [
+        "a    b",
+        "--  --",
+        "x    1",
+        "yy  22",
+    ]
 
 
 def test_report_files(tmp_path):

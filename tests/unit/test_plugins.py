@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import sys
@@ -12,7 +13,9 @@ from safetensors import safe_open
 
 from sr_distill.cli import main
 from sr_distill.errors import UserError
-from sr_distill.models import build_model, load_model, save_model
+from sr_distill.evaluate import MetricOptions, make_metric, open_set
+from sr_distill.models import bicubic_model, build_model, load_model, save_model, upscale_uint8
+from sr_distill.options import validate
 from sr_distill.plugins import load_plugins, plugin_of
 from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
 
@@ -173,3 +176,86 @@ def test_every_command_takes_plugins(command, tmp_path, entries, capsys, monkeyp
     assert main([*arguments, "--plugins", plugin]) == 0
     assert main([*arguments, "--plugins", str(tmp_path / "none.py")]) == 2
     assert "plugin not found" in capsys.readouterr().err
+
+
+METRIC = '''
+from typing import Literal
+
+from pydantic import Field
+
+from sr_distill.evaluate import Metric
+from sr_distill.registry import register_metric
+
+
+@register_metric
+class MyMetric(Metric):
+    """Largest difference in levels,
+    whatever the scale.
+
+    More about it.
+    """
+
+    type: Literal["my_metric"]
+
+    def measure(self, pair, scale):
+        return (pair.sr.double() - pair.hr.double()).abs().flatten(1).amax(1)
+
+
+@register_metric
+class NeedsMore(MyMetric):
+    """With an option that has no default."""
+
+    type: Literal["needs_more"]
+    border: int = Field(description="Pixels.")
+
+
+@register_metric
+class Wrong(MyMetric):
+    """One value for the batch."""
+
+    type: Literal["wrong"]
+
+    def measure(self, pair, scale):
+        return super().measure(pair, scale).mean()
+'''
+
+
+def test_a_metric_of_a_plugin_is_measured(tmp_path, capsys):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_image(tmp_path / f"set/{name}.png", natural_image(48, 64, seed=seed))
+    plugin = _plugin(tmp_path / "my_metric.py", METRIC)
+    arguments = [
+        "evaluate",
+        "--datasets",
+        str(tmp_path / "set"),
+        "--scale",
+        "2",
+        "--device",
+        "cpu",
+        "--plugins",
+        plugin,
+    ]
+    out = tmp_path / "out"
+    assert main([*arguments, "--metrics", "psnr_y", "my_metric", "--out", str(out), "--no-profile"]) == 0
+    assert "my_metric: Largest difference in levels, whatever the scale." in capsys.readouterr().out
+    expected = {}
+    for image in open_set(str(tmp_path / "set"), 2, None).images:
+        lr, hr = image.load(2)
+        sr = upscale_uint8(bicubic_model(2), lr[None], torch.device("cpu"))[0]
+        expected[image.name] = (sr.double() - hr.double()).abs().max().item()
+    images = json.loads((out / "results.json").read_text())["results"][0]["images"]
+    assert {image["image"]: image["my_metric"] for image in images} == expected
+    assert all(image["psnr_y_b2"] > 20 for image in images)
+    assert main([*arguments, "--metrics", "my_metrik"]) == 2
+    assert "Did you mean 'my_metric'?" in capsys.readouterr().err
+    assert main([*arguments, "--metrics", "needs_more"]) == 2
+    assert "border: missing. Pixels." in capsys.readouterr().err
+    assert main([*arguments, "--metrics", "wrong"]) == 1
+    assert "the metric wrong gave (), not one value for each image" in capsys.readouterr().err
+
+
+def test_metrics_are_named_in_options():
+    assert validate(MetricOptions, "psnr_y", "o") == validate(MetricOptions, {"type": "psnr_y"}, "o")
+    assert make_metric(validate(MetricOptions, "ssim_rgb", "o"), 3) == make_metric("ssim_rgb", 3)
+    with pytest.raises(UserError):
+        validate(MetricOptions, {"type": "psnr_y", "border": 3}, "o")

@@ -41,7 +41,7 @@ def _prepare(root, *arguments):
     return main(["prepare_datasets", "--data-root", str(root), *arguments])
 
 
-def test_the_files_in_datasets_are_read_and_complete():
+def test_the_files_of_known_sets_are_read_and_complete():
     sets = known_sets()
     assert {"Set5", "Set14", "B100", "Urban100", "Manga109", "DIV2K-valid"} <= set(sets)
     assert all(not s.pixels or len(s.pixels) == s.images for s in sets.values())
@@ -138,6 +138,19 @@ def test_what_is_missing_is_said_with_where_it_is(root, capsys):
     assert "2 images. nowhere. Put them into" in capsys.readouterr().err
     assert _prepare(root, "Mien") == 1
     assert "Did you mean 'Mine'" in capsys.readouterr().err
+
+
+def test_lr_is_made_for_each_of_two_images_with_one_stem(root):
+    folder = root / "benchmarks/Twins"
+    for seed, name in enumerate(("HR/a.png", "HR/a.bmp", "HR/b.png", "HR/deep/b.png")):
+        write_image(folder / name, natural_image(40, 48, seed=seed))
+    assert _prepare(root, "Twins", "--scales", "2") == 0
+    benchmark = open_set("Twins", 2, root)
+    assert benchmark.made_lr == 0
+    assert {image.name for image in benchmark.images} == {"a.png", "a.bmp", "b.png", "deep/b.png"}
+    for image in benchmark.images:
+        lr, hr = image.load(2)
+        assert torch.equal(lr, downscale_to_uint8(hr, 2)), image.name
 
 
 def test_check_writes_nothing(root):
