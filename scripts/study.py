@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from sr_distill.cli.train import main as train
-from sr_distill.data import StepBatches, open_pairs
+from sr_distill.data import StepBatches
 from sr_distill.errors import UserError
 from sr_distill.evaluate import default_metrics, evaluate_set, open_set
 from sr_distill.files import data_root, write_json
@@ -158,8 +158,7 @@ def _weight(options: RunOptions) -> float:
     built = build_run(options)
     for model in [*built.students.values(), *(teacher.teacher.model for teacher in built.teachers.values())]:
         model.autocast = torch.bfloat16
-    data = options.data
-    store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
+    data, store = options.data, built.open_store(torch.device("cpu"), print)
     batches = StepBatches(store, data.lr_size, data.batch_size, options.seed)
     optimizer = torch.optim.Adam(built.task.parameters(), options.optimizer.learning_rate)
 

@@ -3,7 +3,7 @@
 Images are RGB float in [0, 1], shape (B, 3, H, W), everywhere between modules. A module imports only what
 stands before it in this line:
 
-    options -> data -> models -> zoo -> features -> losses -> train -> evaluate -> infer -> cli
+    options -> data -> models -> zoo -> infer -> features -> losses -> train -> evaluate -> cli
 """
 
 from __future__ import annotations

@@ -130,7 +130,11 @@ class Objective:
     def given(self, batch: Batch, weights=None) -> dict:
         """What the teachers give in a step."""
         needs = self.task.needs([t.loss.weight for t in self.task.terms] if weights is None else weights)
-        return {n: teacher(batch.lr, needs[n], batch.teacher_sr.get(n)) for n, teacher in self.teachers.items() if n in needs}
+        return {
+            n: teacher(batch.lr, needs[n], batch.teacher_sr.get(n))
+            for n, teacher in self.teachers.items()
+            if n in needs
+        }
 
     def __call__(self, batch: Batch, weights=None):
         """Total and terms."""

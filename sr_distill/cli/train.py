@@ -7,23 +7,20 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from torch import Tensor
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 
-from ..console import progress_bar
-from ..data import PairStore, open_pairs
+from ..data import PairStore
 from ..errors import UserError
-from ..evaluate import default_metrics, evaluate_set, open_set
+from ..evaluate import evaluate_set, make_metric, open_set
 from ..files import data_root
-from ..infer import WholeOutputs
 from ..models import SRModel
 from ..options import RunOptions, load_options
 from ..train import Interrupted, Run, Trainer, build_run, make_accelerator, open_run
-from ..train.loop import Validate
+from ..train.loop import Validation
 from .common import run_command
 
 
@@ -52,7 +49,8 @@ def _train(options: RunOptions, resume: bool) -> int:
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
         folder, checkpoint, said = open_run(options, resume or not accelerator.is_main_process)
-    store = _open_store(run, accelerator)
+    say("reading training photos ...")
+    store = run.open_store(accelerator.device, say, quiet=not accelerator.is_main_process)
     trainer = Trainer(run, folder, store, accelerator, validate)
     for line in said:
         say(line)
@@ -87,55 +85,32 @@ def _introduce(run: Run, store: PairStore, accelerator: Accelerator) -> None:
             say(f"compares features of {pair}{between}")
 
 
-def _open_store(run: Run, accelerator: Accelerator) -> PairStore:
-    options, data = run.options, run.options.data
-    accelerator.print("reading training photos ...", flush=True)
-    store = open_pairs(data.train, options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
-    for reason in store.skipped:
-        accelerator.print(f"skipped: {reason}")
-    for name, tapped in run.teachers.items():
-        teacher = tapped.teacher
-        output_is_compared = any(not term.reads_maps and term.looks_at(name) for term in options.losses)
-        if options.all_teachers[name].cache and output_is_compared:
-            outputs = WholeOutputs(teacher, accelerator.device)
-            bar = functools.partial(
-                progress_bar, desc=f"outputs of {name}", unit="image", disable=not accelerator.is_main_process
-            )
-            tiled = store.add_teacher(name, teacher.key, outputs.whole, bar, outputs.in_tiles)
-            if tiled:
-                accelerator.print(
-                    f"memory on {accelerator.device} does not suffice for {tiled} of {len(store.names)} images in one piece: "
-                    f"the outputs of {name} ({teacher.spec.name}) were made {outputs.in_tiles()[0]} pixels for them."
-                )
-    return store
-
-
 class _Stopped(Exception):
     """Somebody asked to stop in the middle of a validation."""
 
 
-def _validation(options: RunOptions, device: torch.device) -> Validate | None:
-    """A function that measures a student, with everything it needs opened and checked before training starts."""
+def _validation(options: RunOptions, device: torch.device) -> Validation | None:
+    """How students are measured, with everything it needs opened and checked before training starts."""
     if options.validation is None:
         return None
     benchmark = open_set(options.validation.set, options.scale, data_root())
-    psnr, ssim = (metric.label for metric in default_metrics(options.scale))
+    metrics = [make_metric(metric, options.scale) for metric in options.validation.metrics]
 
-    def validate(model: SRModel, stopped: Callable[[], bool]) -> dict[str, float] | None:
+    def measure(model: SRModel, stopped: Callable[[], bool]) -> dict[str, float] | None:
         def heed(name: str, sr: Tensor | None) -> None:
             if stopped():
                 raise _Stopped
 
         try:
-            result = evaluate_set(model, benchmark, device, on_image=heed)
+            result = evaluate_set(model, benchmark, device, metrics, on_image=heed)
         except _Stopped:
             return None
         if result.problems:
             raise UserError(f"validation on {benchmark.name}: " + " ".join(result.problems))
-        mean = result.mean(psnr)
-        return {psnr: float("inf") if mean is None else mean, ssim: result.mean(ssim) or 0.0}
+        means = {metric.label: result.mean(metric.label) for metric in metrics}
+        return {label: float("inf") if mean is None else mean for label, mean in means.items()}
 
-    return validate
+    return Validation(measure, metrics[0].higher_is_better)
 
 
 def _duration(seconds: float) -> str:

@@ -185,7 +185,19 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     ]
 
 
-_ACTIVATIONS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "gelu", "silu", "hardswish")
+_ACTIVATIONS = (
+    "relu",
+    "relu_",
+    "relu6",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "elu",
+    "elu_",
+    "gelu",
+    "silu",
+    "hardswish",
+)
 
 
 class _ActivationInputs(TorchFunctionMode):

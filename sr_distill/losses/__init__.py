@@ -11,12 +11,23 @@ from .perceptual import ImageLoss, lpips, normalised_difference, perceptual
 from .pixel import PixelLoss, charbonnier, l1, mse
 from .relation import RelationLoss, pkt, rkd, similarity, spatial_affinity
 
-FUNCTIONS = (
+__all__ = [
+    "FCFD",
+    "LOSSES",
+    "Comparison",
+    "FeatureLoss",
+    "ImageLoss",
+    "Loss",
+    "LossInputs",
+    "MatchedMaps",
+    "PixelLoss",
+    "RelationLoss",
     "activation_boundary",
     "attention_transfer",
     "channel_wise",
     "charbonnier",
     "contrastive",
+    "feature_cache",
     "fitnet",
     "frequency",
     "hard_soft",
@@ -28,26 +39,9 @@ FUNCTIONS = (
     "normalised_difference",
     "perceptual",
     "pkt",
+    "register_loss",
     "rkd",
     "similarity",
     "soft_target",
     "spatial_affinity",
-)
-"""The losses that are pure functions; ``fcfd`` runs networks, and is none."""
-
-__all__ = [  # noqa: PLE0604, RUF022
-    *FUNCTIONS,
-    "FCFD",
-    "FUNCTIONS",
-    "LOSSES",
-    "Comparison",
-    "FeatureLoss",
-    "ImageLoss",
-    "Loss",
-    "LossInputs",
-    "MatchedMaps",
-    "PixelLoss",
-    "RelationLoss",
-    "feature_cache",
-    "register_loss",
 ]

@@ -153,7 +153,9 @@ def register_loss(function: Callable[..., Tensor]) -> Callable[[L], L]:
         own = {
             name
             for name, field in options.model_fields.items()
-            if name in vars(options).get("__annotations__", {}) and name not in Loss.model_fields and not _is_fixed(field)
+            if name in vars(options).get("__annotations__", {})
+            and name not in Loss.model_fields
+            and not _is_fixed(field)
         }
         idle = own - _keywords(function).keys()
         if idle and not {"__call__", "arguments"} & vars(options).keys():

@@ -105,7 +105,9 @@ class MixedPaths(nn.Module):
         """From the student's map of a pair through the rest of the teacher."""
         here = inputs.maps[index]
         seen = here.network.forward_from(here.pair.teacher.path, here.adapted)
-        later = {maps.pair.teacher.path: maps.teacher for maps in inputs.maps if maps.pair.teacher.path in seen.features}
+        later = {
+            maps.pair.teacher.path: maps.teacher for maps in inputs.maps if maps.pair.teacher.path in seen.features
+        }
         return self._image(seen.sr, here.network.forward_from.sr) + _maps(seen.features, later)
 
     def _into_student(self, inputs: LossInputs, index: int) -> Tensor:

@@ -74,7 +74,8 @@ class MSE(PixelLoss):
 
     type: Literal["mse"] = Field(description="Name of the loss.")
     on: Literal["sr", "decoded"] = Field(  # on features it would be fitnet
-        "sr", description="What is compared: the output (sr), or the images that the rest of the teacher makes of the maps (decoded)."
+        "sr",
+        description="What is compared: the output (sr), or the images that the rest of the teacher makes of the maps (decoded).",
     )
 
 

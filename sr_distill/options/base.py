@@ -22,7 +22,10 @@ class Options(BaseModel):
     @model_validator(mode="after")
     def _nothing_idle(self) -> Options:
         for name, (other, values) in self.only_with.items():
-            if getattr(self, other) not in values and getattr(self, name) != type(self).model_fields[name].get_default():
+            if (
+                getattr(self, other) not in values
+                and getattr(self, name) != type(self).model_fields[name].get_default()
+            ):
                 allowed = ", ".join(str(value) for value in values)
                 raise ValueError(
                     f"{name} has no effect with {other}: {getattr(self, other)} (it is for {allowed}): leave it out"

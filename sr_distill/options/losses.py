@@ -46,7 +46,8 @@ class TermOptions(Options):
         None, description="Name of one of several teachers; None: all of them, or the only one."
     )
     student: str | None = Field(
-        None, description="Name of the one student that has this term (student, peer_1, peer_2, ...); None: every student."
+        None,
+        description="Name of the one student that has this term (student, peer_1, peer_2, ...); None: every student.",
     )
     weight: float = Field(1.0, ge=0, description="Factor of the term in the sum; applied once, in the task.")
     schedule: WeightSchedule | None = Field(None, description="The weight over the run; None: constant.")
@@ -123,7 +124,9 @@ def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_s
     """
     for term in terms:
         if term.student is not None and term.student not in students:
-            raise ValueError(f"loss {term.label}: there is no student '{term.student}'. Students: {', '.join(students)}")
+            raise ValueError(
+                f"loss {term.label}: there is no student '{term.student}'. Students: {', '.join(students)}"
+            )
     if all(term.weight == 0 for term in terms):
         raise ValueError("every loss has weight 0: nothing would be learned")
     for student in students:
@@ -131,7 +134,9 @@ def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_s
         # Whether a step has a term changes only where one starts or stops.
         for step in sorted({0, *(edge for span in spans for edge in span if edge < total_steps)}):
             if not any(start <= step < stop for start, stop in spans):
-                raise ValueError(f"no loss has a weight in step {step} for {student}: see schedule.start and schedule.stop")
+                raise ValueError(
+                    f"no loss has a weight in step {step} for {student}: see schedule.start and schedule.stop"
+                )
 
 
 def _span(term: TermOptions, total_steps: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from ..registry import METRICS, OneOf
 from .architectures import ArchitectureOptions
 from .base import Options
 from .losses import LossOptions, check_weights, teachers_used
@@ -197,6 +198,12 @@ class ValidationOptions(Options):
         description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, a folder laid out like these, or 'embedded'."
     )
     every: int = Field(1000, ge=1, description="Steps between validations; there is always one at the end.")
+    metrics: list[Annotated[Options, OneOf(METRICS, short=True)]] = Field(
+        ["psnr_y", "ssim_y"],
+        min_length=1,
+        validate_default=True,
+        description="What is measured: names of metrics, or {type: name, ...}. The first decides which student is best.",
+    )
 
 
 class RunOptions(Options):
@@ -305,14 +312,20 @@ class RunOptions(Options):
             on_maps = [term for term in self.losses if term.reads_maps and term.looks_at(name)]
             idle = []
             if not on_sr:
-                idle += [key for key, idle_value in (("cache", True), ("self_ensemble", False)) if getattr(teacher, key) != idle_value]
+                idle += [
+                    key
+                    for key, idle_value in (("cache", True), ("self_ensemble", False))
+                    if getattr(teacher, key) != idle_value
+                ]
             if isinstance(teacher, NamedTeacherOptions):
                 if teacher.weight != 1 and all(term.teacher is not None for term in on_sr):
                     idle.append("weight")
                 if teacher.features is not None and not on_maps:
                     idle.append("features")
             if idle:
-                raise ValueError(f"{' and '.join(idle)} of the teacher '{name}' has no effect: no loss looks at what it changes")
+                raise ValueError(
+                    f"{' and '.join(idle)} of the teacher '{name}' has no effect: no loss looks at what it changes"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+
+from ..console import progress_bar
+from ..data import PairStore, open_pairs
 from ..errors import UserError
 from ..features import FeaturePair, TappedTeacher, choose_pairs
+from ..infer import WholeOutputs
 from ..losses import Loss
 from ..models import SRModel, Teacher, build_model
 from ..options import LossOptions, RunOptions
@@ -31,6 +38,35 @@ class Run:
     students: dict[str, SRModel]
     teachers: dict[str, TappedTeacher]
     task: DistillationTask
+
+    def open_store(self, device: torch.device, say: Callable[[str], None], quiet: bool = False) -> PairStore:
+        """The training pairs and the teachers' outputs that can be stored, each made now where it is not there yet.
+
+        Args:
+            device: where teachers run.
+            say: told what the user should know.
+            quiet: without progress bars.
+
+        Raises:
+            UserError: photos cannot be used, or a file cannot be written.
+        """
+        data = self.options.data
+        store = open_pairs(data.train, self.options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
+        for reason in store.skipped:
+            say(f"skipped: {reason}")
+        for name, tapped in self.teachers.items():
+            output_is_compared = any(not term.reads_maps and term.looks_at(name) for term in self.options.losses)
+            if not self.options.all_teachers[name].cache or not output_is_compared:
+                continue
+            teacher, outputs = tapped.teacher, WholeOutputs(tapped.teacher, device)
+            bar = functools.partial(progress_bar, desc=f"outputs of {name}", unit="image", disable=quiet)
+            tiled = store.add_teacher(name, teacher.key, outputs.whole, bar, outputs.in_tiles)
+            if tiled:
+                say(
+                    f"memory on {device} does not suffice for {tiled} of {len(store.names)} images in one piece: "
+                    f"the outputs of {name} ({teacher.spec.name}) were made {outputs.in_tiles()[0]} pixels for them."
+                )
+        return store
 
 
 def build_run(options: RunOptions) -> Run:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from ..console import progress_bar
@@ -29,8 +28,19 @@ from .schedule import learning_rate_at
 from .stop import StopAgreement, StopRequest
 from .task import DistillationTask
 
-Validate = Callable[[SRModel, Callable[[], bool]], "dict[str, float] | None"]
-"""Measures a student; the first value decides which student is best (higher is better). None: it was told to stop half-way."""
+
+@dataclass(frozen=True)
+class Validation:
+    """How students are measured.
+
+    Attributes:
+        measure: gives the metrics of a student by name; the first decides which student is best. None: the function it was given
+            said to stop.
+        higher_is_better: whether the best student has the highest value.
+    """
+
+    measure: Callable[[SRModel, Callable[[], bool]], dict[str, float] | None]
+    higher_is_better: bool = True
 
 
 class Interrupted(Exception):
@@ -61,14 +71,19 @@ class Trainer:
         folder: where its files go.
         store: the training pairs.
         accelerator: devices and processes.
-        validate: measures a student, or None.
+        validation: how students are measured; None: not at all.
     """
 
     def __init__(
-        self, run: Run, folder: RunFolder, store: PairStore, accelerator: Accelerator, validate: Validate | None = None
+        self,
+        run: Run,
+        folder: RunFolder,
+        store: PairStore,
+        accelerator: Accelerator,
+        validation: Validation | None = None,
     ) -> None:
         self.options, self.run, self.folder = run.options, run, folder
-        self.accelerator, self.validate = accelerator, validate
+        self.accelerator, self.validation = accelerator, validation
         self._prepare_networks(store)
         optimizer = make_optimizer(self.options.optimizer, run.task)
         self.averages = {name: averaged(student, self.options.train.ema) for name, student in run.students.items()}
@@ -225,7 +240,7 @@ class Trainer:
 
     def _validation_is_due(self) -> bool:
         step, validation = self.progress.step, self.options.validation
-        if validation is None or self.validate is None or step in (0, self.progress.validated):
+        if validation is None or self.validation is None or step in (0, self.progress.validated):
             return False
         return step == self.options.train.total_steps or step % validation.every == 0
 
@@ -241,7 +256,7 @@ class Trainer:
             score, progress = next(iter(values.values())), self.progress
             prefix = "" if name == "student" else f"{name}_"
             logged |= {f"{prefix}{metric}": value for metric, value in values.items()}
-            if score > progress.best.get(name, float("-inf")):
+            if name not in progress.best or (score > progress.best[name]) == self.validation.higher_is_better:
                 progress.best[name], progress.best_step[name] = score, progress.step
                 self._save_student(name, self.folder.trained(name), values)
         if log is not None:
@@ -252,7 +267,7 @@ class Trainer:
     def _measure(self) -> dict[str, dict[str, float]] | None:
         scores = {}
         for name, average in self.averages.items():
-            measured = self.validate(average.module, lambda: self._stop.asked)
+            measured = self.validation.measure(average.module, lambda: self._stop.asked)
             if measured is None:
                 return None
             scores[name] = measured

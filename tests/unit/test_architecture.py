@@ -24,12 +24,12 @@ ORDER = [
     "data",
     "models",
     "zoo",
+    "infer",
     "features",
     "losses",
     "train",
     "distiller",
     "evaluate",
-    "infer",
     "cli",
 ]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))

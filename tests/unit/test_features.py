@@ -9,7 +9,7 @@ from torch import nn
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
 from sr_distill.features import Adapter, FeaturePair, Need, TappedTeacher, TapPoint, Taps, choose_pairs, list_taps
-from sr_distill.features.pairs import block_chain, chain_before_activations
+from sr_distill.features.pairs import block_chain
 from sr_distill.features.taps import as_map
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, Teacher, build_model
 from sr_distill.options import validate
@@ -198,9 +198,7 @@ def test_a_term_on_features_is_the_mean_over_pairs_and_trains_student_and_adapte
     lr, teacher = batch.lr, objective.given(batch)["teacher"]
     maps = Taps(student, [pair.student.path for pair in pairs]).run(lr).features
     by_hand = [
-        nn.functional.mse_loss(
-            objective.adapters[i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path]
-        )
+        nn.functional.mse_loss(objective.adapters[i].conv(maps[pair.student.path]), teacher.features[pair.teacher.path])
         for i, pair in enumerate(pairs)
     ]
     torch.testing.assert_close(values["fitnet_features"], torch.stack(by_hand).mean().detach())

@@ -104,8 +104,14 @@ TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "we
             "on: decoded needs a teacher that does not change",
         ),
         ({"losses": [{"type": "fcfd", "against": "peers"}]}, "against"),
-        ({"losses": [{"type": "lpips", "on": "features"}]}, r"losses.0.on: got 'features'.* Allowed: sr, decoded, projected"),
-        ({"losses": [{"type": "l1", "on": "decoded", "against": "hr"}]}, "feature maps are compared with the teacher's"),
+        (
+            {"losses": [{"type": "lpips", "on": "features"}]},
+            r"losses.0.on: got 'features'.* Allowed: sr, decoded, projected",
+        ),
+        (
+            {"losses": [{"type": "l1", "on": "decoded", "against": "hr"}]},
+            "feature maps are compared with the teacher's",
+        ),
         (
             {"losses": [{"type": "l1", "student": "peer_1"}]},
             "loss l1_sr_hr: there is no student 'peer_1'. Students: student",

@@ -231,7 +231,9 @@ def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
     _, checkpoint, said = open_run(_options(tmp_path, **change), resume=True)
     assert checkpoint == path
     assert any("losses.0.type was 'l1', is now 'charbonnier'" in line for line in said)
-    assert any("total_steps was 10, is now 99: at step 5 the learning rate jumps from 0.000505 to 0.000994" in x for x in said)
+    assert any(
+        "total_steps was 10, is now 99: at step 5 the learning rate jumps from 0.000505 to 0.000994" in x for x in said
+    )
     steady = {"schedule": {"type": "wsd"}}
     folder, *_ = open_run(_options(tmp_path, name="steady", **steady), resume=False)
     save_checkpoint(folder.checkpoints, 5, {}, 1)
