@@ -57,13 +57,13 @@ def _measured(model: SRModel) -> int | None:
 def _radius(model: SRModel, sideways: bool) -> int | None:
     """How far from a NaN patch outputs are NaN, along one side; None: ``FARTHEST`` or further."""
     patch = _multiple(model, PATCH)
-    for margin in (_multiple(model, FARTHEST // 4), _multiple(model, FARTHEST)):
+    for margin, trusted in ((_multiple(model, FARTHEST // 2), FARTHEST // 4), (_multiple(model, FARTHEST), FARTHEST)):
         strip = torch.full((1, 3, _multiple(model, _THIN), 2 * margin + patch), 0.5)
         strip[..., margin : margin + patch] = torch.nan
         reached = _run(model, strip, sideways).isnan().any(dim=(0, 1, 2)).nonzero()
         first, last = int(reached.min()) // model.spec.scale, int(reached.max()) // model.spec.scale
         radius = max(margin - first, last - (margin + patch - 1))
-        if radius < margin:
+        if radius < trusted:  # a dilated convolution may leap over the end of a strip that is not much longer
             return radius
     return None
 

@@ -17,6 +17,7 @@ PROGRAM = """
 import json, os, sys
 from pathlib import Path
 import numpy as np
+import torch
 from sr_distill.data import open_pairs, packed
 from sr_distill.errors import UserError
 from sr_distill.options.schema import SourceOptions
@@ -62,6 +63,7 @@ said["hr"] = [int(hr.astype(int).sum()) for hr in store.hr]
 attempt("bad", lambda: run("bad"))
 said["skipped"] = run("bad", "skip").skipped
 (work / f"said_{rank}.json").write_text(json.dumps(said))
+torch.distributed.destroy_process_group()  # without it gloo's threads may abort a process that ends
 """
 
 

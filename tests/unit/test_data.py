@@ -27,6 +27,7 @@ from sr_distill.data import (
     luma,
     open_pairs,
     packed,
+    packs,
     rgb_to_ycbcr,
     step_loader,
     ycbcr_to_rgb,
@@ -473,6 +474,18 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch, decoded
     for index in range(5):
         expected = store.lr[index].repeat(2, 0).repeat(2, 1)
         np.testing.assert_array_equal(store.teachers["teacher"][index], expected)
+
+
+def test_an_image_is_in_the_index_as_soon_as_it_is_stored(tmp_path):
+    """A process that is killed, or another one that reads meanwhile, finds all that was made before."""
+    pack, seen = packs.Pack(tmp_path / "pack"), []
+
+    def make(index):
+        seen.append(list(pack.entries()))
+        return [natural_image(4, 5)]
+
+    pack.fill(["a", "b", "c"], make)
+    assert seen == [[], ["a"], ["a", "b"]]
 
 
 def test_a_teacher_runs_for_new_images_only(tmp_path):
