@@ -1,6 +1,6 @@
 """Evaluation by the protocol of the papers."""
 
-from ..registry import METRICS
+from ..registry import METRICS, register_metric
 from .known import KnownSet, known_sets, remarks_on
 from .measures import ImagePair, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from .metrics import Metric, MetricOptions, ScaledMetric, make_metric
@@ -40,6 +40,7 @@ __all__ = [
     "profile_model",
     "psnr_rgb",
     "psnr_y",
+    "register_metric",
     "remarks_on",
     "ssim_rgb",
     "ssim_y",

@@ -1,7 +1,7 @@
 """Networks: built by name, loaded from files, and seen by everybody else as RGB in [0, 1]."""
 
 from ..options.architectures import Architecture
-from ..registry import ARCHITECTURES, STUDENTS, TEACHERS
+from ..registry import ARCHITECTURES, STUDENTS, TEACHERS, register_student, register_teacher
 from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
 from .build import build_model
 from .files import load_model, model_key, save_model
@@ -19,6 +19,8 @@ __all__ = [
     "build_model",
     "load_model",
     "model_key",
+    "register_student",
+    "register_teacher",
     "save_model",
     "upscale_uint8",
 ]

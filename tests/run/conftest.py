@@ -24,8 +24,9 @@ def work(tmp_path):
 
 @pytest.fixture
 def random_backbones_on_disk(work, monkeypatch):
-    """A data root with random weights for LPIPS-squeeze, for tests that start processes of their own."""
-    features = torchvision.models.squeezenet1_1(weights=None).features.state_dict()
+    """A data root with random weights for LPIPS-squeeze and VGG19, for tests that start processes of their own."""
     (work / "backbones").mkdir()
-    save_file({f"features.{k}": v for k, v in features.items()}, work / "backbones/squeezenet1_1_features.safetensors")
+    for name in ("squeezenet1_1", "vgg19"):
+        features = getattr(torchvision.models, name)(weights=None).features.state_dict()
+        save_file({f"features.{k}": v for k, v in features.items()}, work / f"backbones/{name}_features.safetensors")
     monkeypatch.setenv(DATA_ROOT_VARIABLE, str(work))

@@ -66,16 +66,15 @@ def assert_same(first, second, exact=True):
         assert first == second
 
 
+def torchrun(processes: int) -> list[str]:
+    """The command that starts the train command in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "scripts/train.py"]
+
+
 def launch(options: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess:
     """Run the train command in several processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "scripts/train.py",
-    ]
+    command = torchrun(processes)
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "-opt", str(options), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pytest
 import torch
 import yaml
 
+from sr_distill import evaluate
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint
 
 from ..conftest import ROOT
-from .helpers import assert_same, last_state, launch, run_training, write_options
+from .helpers import assert_same, last_state, launch, run_training, torchrun, write_options
 
 pytestmark = pytest.mark.run
 
@@ -56,6 +58,105 @@ def test_two_processes_equal_one(work):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-4)
     lines = [json.loads((work / f"out/p{n}/metrics.jsonl").read_text().splitlines()[0]) for n in (1, 2)]
     assert lines[0]["total"] == pytest.approx(lines[1]["total"], rel=1e-5)
+
+
+DROPS = '''
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from sr_distill.models import Architecture, register_student
+
+
+@register_student
+class Drops(Architecture):
+    """Two convolutions with dropout between them."""
+
+    type: Literal["drops"] = Field(description="Name of the network.")
+
+    def build(self, scale):
+        layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 3 * scale**2, 3, padding=1)]
+        return nn.Sequential(*layers, nn.PixelShuffle(scale))
+'''
+
+
+def test_a_network_that_draws_resumes_exactly(work):
+    """What it draws is a function of seed and step."""
+    (work / "drops.py").write_text(DROPS)
+    options = write_options(work, plugins=["drops.py"], student={"type": "drops"})
+    assert run_training(options, "name=whole") == 0
+    assert run_training(options, "name=parts", "train.keep_checkpoints=9") == 0
+    (work / "out/parts/checkpoints/step_00000006.pt").unlink()
+    assert run_training(options, "name=parts", "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "parts"))
+    assert run_training(options, "name=other", "seed=1") == 0
+    lines = [(work / f"out/{n}/metrics.jsonl").read_text() for n in ("whole", "other")]
+    assert lines[0].splitlines()[0] != lines[1].splitlines()[0]
+
+
+def test_what_accelerate_launch_sets_changes_nothing(work, monkeypatch):
+    options = write_options(work, losses=[{"type": "l1"}, {"type": "fitnet"}], optimizer={"clip_grad_norm": 0.1})
+    assert run_training(options, "name=plain") == 0
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    launched = subprocess.run(
+        [sys.executable, "scripts/train.py", "-opt", str(options), "name=launched"],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert_same(last_state(work, "plain")["students"], last_state(work, "launched")["students"], exact=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_are_told_to_stop_save_and_go_on(work, number):
+    """Also with a log line every 1000 steps only: they agree by the clock."""
+    steps = ["train.total_steps=3000", "train.checkpoint_every=3000", "train.log_every=1000", "validation.every=3000"]
+    options = write_options(work)
+    command = [*torchrun(2), "-opt", str(options), *steps, "name=cut"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(lambda: (work / "out/cut/initial.safetensors").exists() or process.poll() is not None)
+    time.sleep(5)
+    process.send_signal(number)
+    started = time.time()
+    _wait_for(lambda: latest_checkpoint(work / "out/cut/checkpoints") is not None or process.poll() is not None, 30)
+    assert time.time() - started < 15
+    _, said = process.communicate(timeout=90)
+    step = last_state(work, "cut")["progress"]["step"]
+    assert 0 < step < 3000, said[-2000:]
+    done = launch(options, 2, *steps, "name=cut", "--resume", f"train.total_steps={step + 5}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert last_state(work, "cut")["progress"]["step"] == step + 5
+
+
+def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch):
+    """The validation that was cut short is done when the run goes on, as if it had never been stopped."""
+    options = write_options(work)
+    assert run_training(options, "name=whole") == 0
+    measure = evaluate.evaluate_set
+
+    def stopping(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr("sr_distill.cli.train.evaluate_set", stopping)
+    assert run_training(options, "name=cut") == 130
+    monkeypatch.undo()
+    state = last_state(work, "cut")
+    assert state["progress"] == {"step": 3, "validated": 0, "best": {}, "best_step": {}}
+    assert run_training(options, "name=cut", "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "cut"))
+    lines = [
+        [json.loads(x) for x in (work / f"out/{n}/metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
+    ]
+    shown = [[x for x in one if x["kind"] == "validation"] for one in lines]
+    assert shown[0] == shown[1]
 
 
 def test_a_batch_that_cannot_be_shared(work):

@@ -52,21 +52,6 @@ def test_every_student_learns(work, name, color):
     assert load_model(work / "out/run/student.safetensors").spec.color == color
 
 
-@pytest.mark.parametrize(
-    "train",
-    [{"precision": "bf16"}, {"channels_last": False}, {"ema": 0.0}],
-    ids=["bf16", "channels_first", "no_ema"],
-)
-def test_variants_of_training(work, train):
-    base = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3}
-    assert run_training(write_options(work, train=base)) == 0
-    assert run_training(write_options(work, train=base | train), "name=variant") == 0
-    first, second = (
-        json.loads((work / "out" / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("run", "variant")
-    )
-    assert second["total"] == pytest.approx(first["total"], rel=0.02)
-
-
 def test_starting_from_a_model_file(work):
     assert run_training(write_options(work)) == 0
     again = write_options(work, init_from=str(work / "out/run/student.safetensors"))
