@@ -159,23 +159,24 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     Layers that run more than once in a pass, as shared activations do, are left out.
     """
     outputs: dict[str, Tensor] = {}
+    activated = _ActivationInputs()
     points: dict[str, TapPoint] = {}
     runs: Counter[str] = Counter()
     modules = {path: module for path, module in model.net.named_modules() if path}
 
     def look(path: str, output: object, size: tuple[int, int]) -> None:
         runs[path] += 1
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and not activated.includes(output):  # an in-place activation hands on its input
             outputs[path] = output
         with contextlib.suppress(UserError):
             shape = _visible(as_map(output, size, path), size, (_PROBE, _PROBE)).shape
             if shape[0] == 2:  # the windows of a transformer lie in the batch: they are no maps
                 points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, type(modules[path]).__name__)
 
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, example = model.training, next(model.parameters())
     try:
-        with watching(model, modules, look), _ActivationInputs() as activated:
-            model.eval()(torch.zeros(2, 3, _PROBE, _PROBE, device=device))
+        with watching(model, modules, look), activated:
+            model.eval()(torch.zeros(2, 3, _PROBE, _PROBE, dtype=example.dtype, device=example.device))
     finally:
         model.train(was_training)
     return [

@@ -102,6 +102,12 @@ class RCANOptions(Architecture):
     num_block: Depth = Field(20, description="Residual blocks in a group.")
     squeeze_factor: int = Field(16, ge=1, description="Channel reduction inside the attention.")
 
+    @model_validator(mode="after")
+    def _something_is_left(self) -> RCANOptions:
+        if self.squeeze_factor > self.num_feat:
+            raise ValueError(f"squeeze_factor {self.squeeze_factor} leaves nothing of num_feat {self.num_feat}")
+        return self
+
     def build(self, scale: int) -> nn.Module:
         """The network of basicsr."""
         arch = import_basicsr("archs.rcan_arch")

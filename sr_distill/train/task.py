@@ -47,7 +47,7 @@ class DistillationTask(nn.Module):
         adapted = dict.fromkeys(link for term in terms if term.loss.adapted for link in term.links)
         self.adapters = nn.ModuleDict({link.key: nn.ModuleList(map(Adapter, pairs[link])) for link in adapted})
         most = self.needs([1.0] * len(terms))
-        self._tapped = {name: TappedModel(student, most[name]) for name, student in students.items()}
+        self._tapped = {name: TappedModel(student, most.get(name, Need())) for name, student in students.items()}
 
     @property
     def labels(self) -> list[str]:

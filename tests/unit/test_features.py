@@ -9,7 +9,7 @@ from torch import nn
 from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
 from sr_distill.features import Adapter, FeaturePair, Need, TappedTeacher, TapPoint, Taps, choose_pairs, list_taps
-from sr_distill.features.pairs import block_chain
+from sr_distill.features.pairs import block_chain, chain_before_activations
 from sr_distill.features.taps import as_map
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, Teacher, build_model
 from sr_distill.options import validate
@@ -69,6 +69,47 @@ def test_auto_takes_the_blocks_of_well_known_networks():
     assert paths("ecbsr", num_feat=8, num_block=3) == [f"backbone.{i}" for i in range(4)]
     assert paths("hit_srf", embed_dim=16, num_heads=[2] * 4, depths=[2] * 4) == [f"layers.{i}" for i in range(4)]
     assert paths("swinir", embed_dim=8, num_heads=[2] * 4, depths=[2] * 4) == [f"layers.{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layers_before_an_activation(name):
+    """Of each network, the layers that are said to stand before an activation: what they put out goes into one, and is signed."""
+    model = build_model(small(name), 2)
+    points = [point for point in list_taps(model) if point.before_activation]
+    maps = Taps(model, [point.path for point in points]).run(torch.rand(1, 3, 32, 32)).features if points else {}
+    for point in points:
+        path, value = point.path, maps[point.path]
+        assert value.min() < 0 or point.stride < 1, path  # the few values of an attention may all be positive
+        assert type(model.net.get_submodule(path)).__name__ not in ("ReLU", "PReLU", "LeakyReLU", "GELU"), path
+    if [point for point in points if point.stride == 1]:
+        assert chain_before_activations(list_taps(model), name)
+    else:
+        with pytest.raises(UserError, match="no layer of the size of the LR image goes straight into an activation"):
+            chain_before_activations(list_taps(model), name)
+
+
+def test_activation_boundary_compares_maps_before_the_activation():
+    student = build_model(architecture(type="mobile_sr", num_feat=8, num_block=3), 2)
+    teacher = build_model(architecture(type="edsr", num_feat=8, num_block=4), 2)
+    objective = Objective([{"type": "activation_boundary"}], student, teacher, count=2)
+    assert [(p.student.path, p.teacher.path) for p in objective.pairs] == [
+        ("body.2", "body.1.conv1"),
+        ("body.6", "body.3.conv1"),
+    ]
+    both = Objective([{"type": "activation_boundary"}, {"type": "fitnet"}], student, teacher, count=1)
+    assert [p.student.path for pairs in both.task.pairs.values() for p in pairs] == ["body.6", "body.7"]
+    values = both(Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)))[1]
+    assert all(value > 0 for value in values.values())
+
+
+@pytest.mark.parametrize(("pair", "named"), [(("body.7", "body.3.conv1"), "body.7"), (("body.6", "body.3"), "body.3")])
+def test_a_tap_that_contradicts_the_definition_is_refused(pair, named):
+    student = build_model(architecture(type="mobile_sr", num_feat=8, num_block=3), 2)
+    teacher = build_model(architecture(type="edsr", num_feat=8, num_block=4), 2)
+    pairs = [{"student": pair[0], "teacher": pair[1]}]
+    with pytest.raises(UserError, match=f"the layer {named} does not go into an activation function"):
+        Objective([{"type": "activation_boundary"}], student, teacher, pairs=pairs)
+    Objective([{"type": "fitnet"}], student, teacher, pairs=pairs)
 
 
 def test_tokens_become_maps():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import random
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sr_distill.errors import UserError
 from sr_distill.features import ReplayTaps, Taps, list_taps
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, build_model
 
-from ..conftest import Objective, architecture, small
+from ..conftest import ROOT, Objective, architecture, small
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -257,3 +259,74 @@ def test_fcfd_asks_of_a_luma_student_what_it_can_change():
         through = student.net.upsampler(student.net.body[-1](back) + luma(batch.lr).repeat_interleave(4, dim=1))
         expected = (through - luma(teacher(batch.lr))).abs().mean() * 255 / 219
     torch.testing.assert_close(values["fcfd_features"], expected, atol=1e-6, rtol=1e-5)
+
+
+FCFD = json.loads((ROOT / "tests/reference/fcfd.json").read_text())
+
+
+class _Staged(nn.Module):
+    """The networks of the reference: four convolutions and a head, each but the first on relu of what came before."""
+
+    def __init__(self, channels, first):
+        super().__init__()
+        widths = [3, *channels, FCFD["channels"]["head"]]
+        convs = [_by_formula(a, b, 3, first + k) for k, (a, b) in enumerate(zip(widths, widths[1:]))]
+        self.stages, self.head = nn.ModuleList(convs[:-1]), convs[-1]
+
+    def forward(self, x):
+        for index, stage in enumerate(self.stages):
+            x = stage(x if index == 0 else F.relu(x))
+        return self.head(F.relu(x))
+
+
+def _by_formula(channels, out, side, k):
+    conv = nn.Conv2d(channels, out, side, padding=side // 2, bias=False)
+    i = torch.arange(conv.weight.numel(), dtype=torch.float64)
+    values = 1.5 / (channels * side**2) ** 0.5 * torch.sin(0.7 * i + k)
+    conv.weight = nn.Parameter(values.reshape(conv.weight.shape))
+    return conv
+
+
+def _published(term, path=None, weight=None):
+    """Value, and sum g_i sin(i) of the gradient on a weight of the student, with 1x1 convolutions as bridges; mean over stages."""
+    cases = [c for c in FCFD["cases"] if (c["bridges"], c["term"], c.get("path")) == ("conv1x1", term, path)]
+    assert cases or term == "path_map"
+    gradients = [c["gradients"].get(weight, [0.0, 0.0])[1] for c in cases]
+    return [sum(values) / max(1, len(cases)) for values in ([c["value"] for c in cases], gradients)]
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize(("into", "index"), [("teacher", 0), ("teacher", 1), ("student", 0), ("student", 1), (None, 0)])
+def test_fcfd_equals_the_authors_code(into, index, distance):
+    """Appearance and each path, with crossing behind stage 1 or 2, of the authors' rules: value and gradients."""
+    channels = FCFD["channels"]
+    teacher = SRModel(_Staged(channels["teacher"], 11), ModelSpec(name="teacher", scale=1))
+    student = SRModel(_Staged(channels["student"], 1), ModelSpec(name="student", scale=1))
+    factors = {"appearance": 0.0, "student_to_teacher": 0.0, "teacher_to_student": 0.0, "distance": distance}
+    factors[{"teacher": "student_to_teacher", "student": "teacher_to_student", None: "appearance"}[into]] = 1.0
+    if into is None:
+        factors.pop("distance")
+    pairs = [{"student": f"stages.{k}", "teacher": f"stages.{k}"} for k in (1, 2, 3)]
+    seed = next(s for s in range(99) if random.Random(f"{s} 0").randrange(3) == index)
+    objective = Objective([{"type": "fcfd", **factors}], student, teacher, pairs=pairs, seed=seed)
+    objective.task.double()
+    for stage, adapter in enumerate(objective.adapters, start=1):
+        adapter.conv = _by_formula(channels["student"][stage], channels["teacher"][stage], 1, 20 + stage)
+    for stage, adapter in enumerate(objective.task.terms[0].module.to_student, start=1):
+        adapter.conv = _by_formula(channels["teacher"][stage], channels["student"][stage], 1, 30 + stage)
+    i = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64)
+    image = (0.5 + 0.5 * torch.sin(0.7 * i + 0.3 * torch.sin(1.3 * i) + 0.3)).reshape(2, 3, 8, 8)
+    total, _ = objective(Batch(image, image))
+    path = {"teacher": [1, 1, 0, 0], "student": [0, 0, 1, 1], None: None}[into]
+    if index == 1 and path:
+        path = [path[0]] * 3 + [path[3]]
+    ends = {"l1": "path_output_l1", "l2": "path_output_mse"}[distance]
+    terms = [("appearance", None)] if into is None else [(ends, path), *([("path_map", path)] if into == "teacher" else [])]
+    names = ["student.stages.1.weight", "student.stages.3.weight", "student.head.weight"]
+    weights = [student.net.stages[1].weight, student.net.stages[3].weight, student.net.head.weight]
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    assert total.item() == pytest.approx(sum(_published(*term)[0] for term in terms), rel=1e-9)
+    for name, gradient in zip(names, gradients):
+        expected = sum(_published(*term, name)[1] for term in terms)
+        got = 0.0 if gradient is None else float((gradient.flatten() * torch.sin(torch.arange(gradient.numel()))).sum())
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-9)
