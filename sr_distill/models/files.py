@@ -71,6 +71,8 @@ def load_model(path: Path, scale: int | None = None, architecture: ArchitectureO
     state, metadata = _read(path)
     if metadata.get("format") == _FORMAT:
         model = _own(path, state, metadata)
+        if architecture is not None and architecture != model.spec.architecture:
+            raise UserError(f"{path} says itself that it is {model.spec.architecture}, not {architecture}.")
     elif architecture is not None:
         model = _fill(build_model(architecture, _need_scale(path, scale)), _weights(state), path)
     else:
