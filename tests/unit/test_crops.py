@@ -55,6 +55,7 @@ def test_the_eight_turns_are_as_frequent_and_those_of_lr_and_hr_are_the_same():
         assert torch.equal(batch.teacher_sr["one"], repeated)
     assert len(turns) == 8
     assert min(turns.values()) > 80
+    assert max(turns.values()) < 170
 
 
 def test_one_process_takes_the_whole_batch_and_three_take_thirds_in_order():

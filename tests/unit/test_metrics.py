@@ -47,6 +47,8 @@ def test_ssim_of_flat_images():
     c1 = (0.01 * 255) ** 2
     expected = (2 * 110 * 100 + c1) / (110**2 + 100**2 + c1)
     assert ssim_rgb(_flat(110), _flat(100), 0).item() == pytest.approx(expected, abs=1e-9)
+    two = torch.cat([_flat(110), _flat(100)])
+    assert ssim_rgb(two, two.flip(0).fill_(100), 0).tolist() == pytest.approx([expected, 1.0], abs=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"])
@@ -83,9 +85,12 @@ def test_smallest_images_that_can_be_compared():
 def test_niqe_needs_two_patches_inside_the_border():
     noise = torch.randint(0, 256, (1, 3, 100, 196), dtype=torch.uint8)
     assert niqe(noise, 2).isfinite()
+    assert niqe(noise, 2).dtype == torch.float64
     expected = "NIQE needs at least two patches of 96x96 pixels inside a border of 3, got 196x100"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         niqe(noise, 3)
+    with pytest.raises(ValueError, match="got 143x143"):  # the area of two, but not two
+        niqe(noise[..., :1].expand(1, 3, 100, 143).repeat(1, 1, 2, 1)[..., :143, :], 0)
 
 
 def test_lpips_needs_32_pixels(random_backbones):
