@@ -53,8 +53,20 @@ def no_data(monkeypatch, tmp_path):
 
 @functools.cache
 def _random_models():
-    names = ("vgg19", "alexnet", "vgg16", "squeezenet1_1")
-    return {name: getattr(torchvision.models, name)(weights=None).eval() for name in names}
+    return {name: _random_features(name) for name in ("vgg19", "alexnet", "vgg16", "squeezenet1_1")}
+
+
+def _random_features(name):
+    """Without a classifier: it has most of the weights, drawing them takes seconds, and nothing looks at them."""
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(weights=None)
+    model.classifier = torch.nn.Identity()
+    model = model.to_empty(device="cpu").eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            torch.nn.init.zeros_(layer.bias)
+    return model
 
 
 @pytest.fixture
