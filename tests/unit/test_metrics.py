@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from sr_distill.evaluate.metrics import METRICS, ImagePair, make_metric, niqe, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from sr_distill.evaluate import METRICS, make_metric
+from sr_distill.evaluate.measures import ImagePair, niqe, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 TEXTS = {
     "psnr_y": "PSNR in dB on Y of BT.601 (16-235), not rounded, a border of 3 cut off.",
@@ -29,10 +30,10 @@ def _flat(value, height=40, width=52):
 @pytest.mark.parametrize("name", METRICS)
 def test_what_a_table_says_of_a_metric(name):
     metric = make_metric(name, 3)
-    assert (metric.name, metric.text) == (name, TEXTS[name])
+    assert (metric.metric.type, metric.text) == (name, TEXTS[name])
     assert metric.higher_is_better == name.startswith(("psnr", "ssim"))
     assert metric.digits == (4 if name.startswith(("ssim", "lpips")) else 3)
-    assert metric.border == (None if name.startswith("lpips") else 3)
+    assert metric.label == (name if name.startswith("lpips") else f"{name}_b3")
 
 
 def test_psnr_of_flat_images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ class _Repeat(nn.Module):
         return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
 
+@pytest.fixture
+def upscaled(monkeypatch):
+    """Sizes that a network is shown whose tiles have 3 pixels of context."""
+    monkeypatch.setattr(sys.modules["sr_distill.infer.upscale"], "context_of", lambda model: (3, True))
+    return _upscaled
+
+
 def _upscaled(height, width, **settings):
     model = SRModel(_Repeat(), ModelSpec(name="repeat", scale=2)).eval()
     lr = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
@@ -34,23 +42,23 @@ def _upscaled(height, width, **settings):
     return model.net.seen
 
 
-def test_each_tile_is_shown_with_its_context():
+def test_each_tile_is_shown_with_its_context(upscaled):
     # Rows 0-9, 10-19, 20-24 and columns 0-9, 10-19, each with 3 pixels more where there are any.
-    assert _upscaled(25, 20, tile=10, overlap=3) == [(13, 13), (13, 13), (16, 13), (16, 13), (8, 13), (8, 13)]
+    assert upscaled(25, 20, tile=10) == [(13, 13), (13, 13), (16, 13), (16, 13), (8, 13), (8, 13)]
 
 
 @pytest.mark.parametrize(("side", "pieces"), [(16, 1), (17, 4)])
-def test_what_a_tile_and_its_context_would_hold_is_not_cut(side, pieces):
-    assert len(_upscaled(side, side, tile=10, overlap=3)) == pieces
+def test_what_a_tile_and_its_context_would_hold_is_not_cut(upscaled, side, pieces):
+    assert len(upscaled(side, side, tile=10)) == pieces
 
 
-def test_no_tiles_at_all():
-    assert _upscaled(30, 40, tile=0, overlap=3) == [(30, 40)]
+def test_no_tiles_at_all(upscaled):
+    assert upscaled(30, 40, tile=0) == [(30, 40)]
 
 
-def test_tiles_unless_told_otherwise():
-    assert _upscaled(320, 2) == [(320, 2)]
-    assert _upscaled(321, 2) == [(288, 2), (97, 2)]
+def test_tiles_unless_told_otherwise(upscaled):
+    assert upscaled(262, 2) == [(262, 2)]
+    assert upscaled(263, 2) == [(259, 2), (10, 2)]
 
 
 def test_names_of_results(tmp_path):
