@@ -19,8 +19,7 @@ from ..evaluate import evaluate_set, make_metric, open_set
 from ..files import data_root
 from ..models import SRModel
 from ..options import RunOptions, load_options
-from ..train import Interrupted, Run, Trainer, build_run, make_accelerator, open_run
-from ..train.loop import Validation
+from ..train import Interrupted, Run, Trainer, Validation, build_run, make_accelerator, open_run
 from .common import run_command
 
 

@@ -1,7 +1,8 @@
 """Training: the objective over networks, the loop, and what they leave on disk."""
 
 from .build import Run, build_run, build_task, tap_teachers
-from .loop import Interrupted, Progress, Trainer, make_optimizer
+from .loop import Interrupted, Progress, Trainer, Validation
+from .optimizer import make_optimizer
 from .processes import make_accelerator
 from .run_folder import RunFolder, open_run
 from .task import DistillationTask
@@ -13,6 +14,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "Trainer",
+    "Validation",
     "build_run",
     "build_task",
     "make_accelerator",

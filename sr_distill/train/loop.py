@@ -17,16 +17,15 @@ from ..contracts import Batch
 from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
 from ..models import SRModel, save_model
-from ..options.schema import OptimizerOptions
 from .average import averaged
 from .build import Run
 from .checkpoint import load_checkpoint, save_checkpoint
 from .log import MetricsLog
+from .optimizer import make_optimizer
 from .recent import RecentTerms
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
 from .stop import StopAgreement, StopRequest
-from .task import DistillationTask
 
 
 @dataclass(frozen=True)
@@ -300,17 +299,6 @@ class Trainer:
                 **{metric: f"{value:.4f}" for metric, value in (scores or {}).items()},
             }
             save_model(self.averages[name].module, path, notes)
-
-
-def make_optimizer(options: OptimizerOptions, task: DistillationTask) -> torch.optim.Optimizer:
-    """The optimizer of all that is trainable in a task."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.type]
-    return kind(
-        [parameter for parameter in task.parameters() if parameter.requires_grad],
-        lr=options.learning_rate,
-        betas=tuple(options.betas),
-        weight_decay=options.weight_decay,
-    )
 
 
 def _mixed(*numbers: int) -> int:

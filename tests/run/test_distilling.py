@@ -150,7 +150,9 @@ def test_feature_distillation_resumes_exactly_and_leaves_a_plain_student(work, c
     assert run_training(options, "name=cut", "--resume") == 0
     assert_same(last_state(work, "whole"), last_state(work, "cut"))
     helpers = last_state(work, "whole")["helpers"]
-    assert len([key for key in helpers if key.startswith("adapters.student_from_teacher.")]) == 4  # weight and bias of two
+    assert (
+        len([key for key in helpers if key.startswith("adapters.student_from_teacher.")]) == 4
+    )  # weight and bias of two
     assert set(load_model(work / "out/whole/student.safetensors").net.state_dict()) == set(
         load_model(work / "out/whole/initial.safetensors").net.state_dict()
     )
@@ -171,7 +173,9 @@ def test_a_self_ensembled_teacher_and_scheduled_weights(work, cache):
     assert weights == [(2, 1.0, 0.0), (3, 1.0, 2.0), (4, 1.0, 2.0), (6, 0.0, 2.0)]
     for line, (_, first, second) in zip(train, weights):
         assert ("l1_sr_hr" in line, "l1_sr_teacher" in line) == (first > 0, second > 0)  # without weight: not computed
-        total = sum(w * line.get(n, 0) for w, n in ((first, "l1_sr_hr"), (second, "l1_sr_teacher"), (0.1, "fitnet_features")))
+        total = sum(
+            w * line.get(n, 0) for w, n in ((first, "l1_sr_hr"), (second, "l1_sr_teacher"), (0.1, "fitnet_features"))
+        )
         assert line["total"] == pytest.approx(total, rel=1e-4)
 
 

@@ -26,6 +26,11 @@ RGB = {"type": "mobile_sr", "num_feat": 8, "num_block": 2}
 FITNET = {"type": "fitnet", "weight": 0.3}
 
 
+def _into(maps, key):
+    """A hook that keeps a copy of what a layer puts out."""
+    return lambda module, inputs, output: maps.update({key: output.clone()})
+
+
 def _plain_loop(work, name):
     """Totals, weights and averages of a run, by nothing but torch and the formulas; crops and start are the run's own."""
     options = load_options(work / f"out/{name}/options.yml")
@@ -53,10 +58,7 @@ def _plain_loop(work, name):
                 stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             if adapter is not None:
                 for key, net, path in (("s", student.net, "body.5"), ("t", teacher.net, "conv_after_body")):
-                    layer = net.get_submodule(path)
-                    stack.callback(
-                        layer.register_forward_hook(lambda m, i, o, k=key: maps.update({k: o.clone()})).remove
-                    )
+                    stack.callback(net.get_submodule(path).register_forward_hook(_into(maps, key)).remove)
             image = luma(lr) if student.spec.color == "y" else lr
             sr = student.net(image).float()
             if adapter is not None:

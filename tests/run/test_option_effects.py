@@ -9,7 +9,14 @@ import torch
 import yaml
 
 from sr_distill.models import build_model, save_model
-from sr_distill.options.schema import DataOptions, RunOptions, SourceOptions, TeacherOptions, TrainOptions, ValidationOptions
+from sr_distill.options.schema import (
+    DataOptions,
+    RunOptions,
+    SourceOptions,
+    TeacherOptions,
+    TrainOptions,
+    ValidationOptions,
+)
 from sr_distill.train.checkpoint import load_checkpoint
 
 from ..conftest import natural_image, small, write_image
@@ -27,7 +34,10 @@ CHANGES = {
     "init_from": "{work}/start.safetensors",
     "peers": [COMPACT],
     "teacher": None,
-    "teachers": [{"name": "a", "model": "{work}/teacher.safetensors"}, {"name": "b", "model": "{work}/other.safetensors"}],
+    "teachers": [
+        {"name": "a", "model": "{work}/teacher.safetensors"},
+        {"name": "b", "model": "{work}/other.safetensors"},
+    ],
     "teacher.model": "{work}/other.safetensors",
     "teacher.self_ensemble": True,
     "teacher.cache": False,
@@ -55,7 +65,18 @@ CHANGES = {
     "validation": None,
 }
 SAME_RESULT = {"device": "auto", "data.workers": 1, "data.cache_dir": "{work}/elsewhere", "train.channels_last": False}
-ELSEWHERE = {"name", "output_dir", "plugins", "train.compile", "data", "losses", "features", "optimizer", "schedule", "train"}
+ELSEWHERE = {
+    "name",
+    "output_dir",
+    "plugins",
+    "train.compile",
+    "data",
+    "losses",
+    "features",
+    "optimizer",
+    "schedule",
+    "train",
+}
 """Whole sections, of which the fields are here, and fields whose effect other tests look at."""
 
 
@@ -83,9 +104,10 @@ def _fingerprint(work, path=None, value=None):
     """What a run leaves, without times; None where it is refused."""
     tree = yaml.safe_load(write_options(work, student=small("mobile_sr").model_dump()).read_text())
     if path in ("teachers", "peers", "teacher"):
-        tree["losses"] = {"peers": [{"type": "l1"}, {"type": "l1", "against": "peers"}], "teacher": [{"type": "l1"}]}.get(
-            path, tree["losses"]
-        )
+        tree["losses"] = {
+            "peers": [{"type": "l1"}, {"type": "l1", "against": "peers"}],
+            "teacher": [{"type": "l1"}],
+        }.get(path, tree["losses"])
         tree["teacher"] = tree["teacher"] if path == "none" else None
     if path is not None:
         _set(tree, path, json.loads(json.dumps(value).replace("{work}", str(work))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 
@@ -270,7 +271,7 @@ class _Staged(nn.Module):
     def __init__(self, channels, first):
         super().__init__()
         widths = [3, *channels, FCFD["channels"]["head"]]
-        convs = [_by_formula(a, b, 3, first + k) for k, (a, b) in enumerate(zip(widths, widths[1:]))]
+        convs = [_by_formula(a, b, 3, first + k) for k, (a, b) in enumerate(itertools.pairwise(widths))]
         self.stages, self.head = nn.ModuleList(convs[:-1]), convs[-1]
 
     def forward(self, x):
@@ -321,7 +322,9 @@ def test_fcfd_equals_the_authors_code(into, index, distance):
     if index == 1 and path:
         path = [path[0]] * 3 + [path[3]]
     ends = {"l1": "path_output_l1", "l2": "path_output_mse"}[distance]
-    terms = [("appearance", None)] if into is None else [(ends, path), *([("path_map", path)] if into == "teacher" else [])]
+    terms = (
+        [("appearance", None)] if into is None else [(ends, path), *([("path_map", path)] if into == "teacher" else [])]
+    )
     names = ["student.stages.1.weight", "student.stages.3.weight", "student.head.weight"]
     weights = [student.net.stages[1].weight, student.net.stages[3].weight, student.net.head.weight]
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
