@@ -35,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = open_model(args.model, args.scale)
     taps = list_taps(model)
     chain = {tap.path for tap in block_chain(taps, model.spec.name)}
-    header = ["path", "channels", "size/LR", "layer   (* what pairs: auto chooses from)"]
-    rows = [[t.path, str(t.channels), f"{t.stride:g}", t.kind + (" *" if t.path in chain else "")] for t in taps]
+    header = ["path", "channels", "size/LR", "layer   (* what pairs: auto chooses from; ^ before an activation)"]
+    marks = [" *" * (tap.path in chain) + " ^" * tap.before_activation for tap in taps]
+    rows = [[t.path, str(t.channels), f"{t.stride:g}", t.kind + mark] for t, mark in zip(taps, marks)]
     print(format_columns(header, rows, left=(0, 3), rule=False))
     return 0
 

@@ -124,6 +124,7 @@ def _run_lpips(image: Tensor, network: str) -> list[Tensor]:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # else what is made while evaluating could not be differentiated through later
 def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """ImageNet's mean and deviation, copied to the device once."""
     return tuple(torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1) for values in (_MEAN, _STD))
