@@ -37,6 +37,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Which changes to these modules does no test notice?")
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="a file or a folder of the package")
     parser.add_argument("-m", dest="markers", default="not run and not data", help="which tests, as pytest's -m")
+    parser.add_argument(
+        "-k", dest="names", metavar="EXPRESSION", help="of these the ones whose name fits, as pytest's -k"
+    )
+    parser.add_argument(
+        "--last-digits", default="", metavar="DIGITS", help="a sample: mutants whose number ends in one of these"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="mutants at a time")
     args = parser.parse_args()
     modules = [Path(module).resolve().relative_to(ROOT) for module in args.modules]
@@ -44,10 +50,11 @@ def main() -> int:
         if not (ROOT / module).exists():
             parser.error(f"{module} does not exist")
     copy_of_the_tree()
-    settings(modules, args.markers)
+    settings(modules, ["-m", args.markers, *(["-k", args.names] if args.names else [])])
     mutmut = Path(sys.executable).with_name("mutmut")
     # "*": all of them; with names given, the tests are run unchanged only where they reach a mutant.
-    status = subprocess.run([mutmut, "run", "--max-children", str(args.processes), "*"], cwd=WORK).returncode
+    wanted = [f"*__mutmut_*{digit}" for digit in args.last_digits] or ["*"]
+    status = subprocess.run([mutmut, "run", "--max-children", str(args.processes), *wanted], cwd=WORK).returncode
     report()
     return status
 
@@ -62,14 +69,14 @@ def copy_of_the_tree() -> None:
             shutil.copy2(ROOT / name, WORK / name)
 
 
-def settings(modules: list[Path], markers: str) -> None:
+def settings(modules: list[Path], which_tests: list[str]) -> None:
     """Written to the copy's pyproject.toml, where mutmut reads them; JSON's lists and strings are TOML's."""
     (WORK / "conftest.py").write_text(FASTEST_FIRST)
     values = {
         "source_paths": ["sr_distill"],
         "only_mutate": [str(m) if m.suffix == ".py" else f"{m}/*" for m in modules],
         "also_copy": sorted(p.name for p in WORK.iterdir() if p.name != "sr_distill"),
-        "pytest_add_cli_args_test_selection": ["tests", "-m", markers, *(f"--ignore={path}" for path in READ_SOURCE)],
+        "pytest_add_cli_args_test_selection": ["tests", *which_tests, *(f"--ignore={path}" for path in READ_SOURCE)],
         "process_isolation": "forkserver",  # torch does not like to be forked after it has run
         # 4 (t + 10) seconds for tests that take t: on a busy machine less makes a survivor look like an endless loop.
         "timeout_multiplier": 4.0,
@@ -92,9 +99,8 @@ def report() -> None:
     print(f"\n{'':40} mutants  killed  survived  timed out  other")
     for meta in sorted(Path("mutants").rglob("*.meta")):
         source = meta.relative_to("mutants").with_suffix("")
-        found = {
-            name: status_by_exit_code[code] for name, code in json.loads(meta.read_text())["exit_code_by_key"].items()
-        }
+        codes = json.loads(meta.read_text())["exit_code_by_key"]
+        found = {name: status_by_exit_code[code] for name, code in codes.items() if code is not None}
         if not found:
             continue
         counts = Counter(found.values())

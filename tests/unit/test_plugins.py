@@ -15,7 +15,7 @@ from sr_distill.cli import main
 from sr_distill.errors import UserError
 from sr_distill.evaluate import MetricOptions, make_metric, open_set
 from sr_distill.models import bicubic_model, build_model, load_model, save_model, upscale_uint8
-from sr_distill.options import validate
+from sr_distill.options import LossOptions, validate
 from sr_distill.plugins import load_plugins, plugin_of
 from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
 
@@ -259,3 +259,29 @@ def test_metrics_are_named_in_options():
     assert make_metric(validate(MetricOptions, "ssim_rgb", "o"), 3) == make_metric("ssim_rgb", 3)
     with pytest.raises(UserError):
         validate(MetricOptions, {"type": "psnr_y", "border": 3}, "o")
+
+
+def _run(text):
+    exec(compile(text, "mine", "exec", dont_inherit=True), {"__name__": "mine"})
+
+
+def test_a_field_that_the_function_does_not_take_is_refused():
+    """A loss whose option would be ignored is a mistake of its author, said when it is registered."""
+    head = "from typing import Literal\nfrom pydantic import Field\nfrom sr_distill.losses import FeatureLoss, register_loss\n"
+    function = "def f(student, teacher, beta=1.0):\n    return (student - teacher).abs().mean() * beta\n"
+    options = (
+        '@register_loss(f)\nclass Mine(FeatureLoss):\n    """Mine."""\n'
+        '    type: Literal["mine"]\n    {field}: float = Field(1.0, description="A factor.")\n'
+    )
+    with pytest.raises(TypeError, match="Mine: gamma is no keyword argument of f, so it would have no effect"):
+        _run(head + function + options.format(field="gamma"))
+    _run(head + function + options.format(field="beta"))
+    loss = validate(LossOptions, {"type": "mine", "beta": 3.0}, "test")
+    assert loss(torch.ones(2), torch.zeros(2)).item() == 3.0
+    uses_it = (
+        options.format(field="gamma")
+        + "    def arguments(self, inputs, student, target):\n        return student * self.gamma, target\n"
+    )
+    _run(head + function + uses_it.replace('"mine"', '"uses_it"'))
+    used = validate(LossOptions, {"type": "uses_it", "gamma": 2.0}, "test")
+    assert used(*used.arguments(None, torch.ones(2), torch.zeros(2))).item() == 2.0
