@@ -1,0 +1,147 @@
+"""Optimizers that see a kernel as a matrix: steps of other people's code, kernels, vectors, and going on."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from sr_distill.models import build_model
+from sr_distill.options import validate
+from sr_distill.options.schema import OptimizerOptions
+from sr_distill.train import make_optimizer
+from sr_distill.train.optimizer import SOAP, Muon
+
+from ..conftest import ROOT, small
+
+REFERENCE = json.loads((ROOT / "tests/reference/soap.json").read_text())
+MATRIX = ["muon", "soap"]
+
+
+def _make(module, kind, **change):
+    return make_optimizer(validate(OptimizerOptions, {"type": kind, "learning_rate": 0.01, **change}, "test"), module)
+
+
+def _gradient(shape, step):
+    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return (torch.sin(1.3 * i + 0.9 * step + 0.2 * torch.cos(0.5 * i * (step + 1))) * torch.cos(0.11 * i)).reshape(shape)
+
+
+def _walk(parameter, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        parameter.grad = _gradient(parameter.shape, step).to(parameter.dtype)
+        optimizer.step()
+    return parameter.detach().clone()
+
+
+@pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: str(case["shape"]))
+def test_soap_takes_the_steps_of_a_published_package(case):
+    """Of square matrices: of others the first basis has directions in which there is no gradient yet, and any will do."""
+    i = torch.arange(torch.Size(case["shape"]).numel(), dtype=torch.float64)
+    start = torch.sin(0.7 * i + 0.3).reshape(case["shape"])
+    weight = nn.Parameter(start.clone())
+    optimizer = SOAP([weight], 0.01, tuple(case["betas"]), 0.0, precondition_every=case["precondition_every"])
+    for step, (total, weighted) in enumerate(case["sums"]):
+        moved = _walk(weight, optimizer, 1, step) - start
+        assert moved.abs().sum().item() == pytest.approx(total, rel=1e-4)
+        assert (moved.flatten() * torch.sin(i)).sum().item() == pytest.approx(weighted, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
+@pytest.mark.parametrize("shape", [(6, 9), (9, 4)])
+def test_muon_takes_torchs_steps(shape):
+    """torch's works in bfloat16, so its steps are coarse."""
+    weights = [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
+    own = Muon([weights[0]], 0.01, (0.9, 0.99), 0.1, momentum=0.9)
+    theirs = torch.optim.Muon([weights[1]], lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    start = weights[0].detach().clone()
+    first, second = (_walk(weight, optimizer, 8) - start for weight, optimizer in zip(weights, (own, theirs)))
+    assert (first - second).norm() < 0.02 * second.norm()
+
+
+@pytest.mark.parametrize("kind", MATRIX)
+def test_a_kernel_is_a_matrix_in_any_layout(kind):
+    start = torch.randn(6, 4, 3, 3)
+    walked = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        kernel = nn.Conv2d(4, 6, 3)
+        kernel.weight = nn.Parameter(start.clone(memory_format=layout))
+        walked.append(_walk(kernel.weight, _make(kernel, kind), 25))
+    matrix = nn.Linear(36, 6)
+    matrix.weight = nn.Parameter(start.flatten(1).clone())
+    walked.append(_walk(matrix.weight, _make(matrix, kind), 25).view(6, 4, 3, 3))
+    assert (walked[0] - start).abs().mean() > 0.01
+    for other in walked[1:]:
+        torch.testing.assert_close(walked[0], other, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 9), (5, 1, 1, 1), (1, 1, 3, 3)])
+@pytest.mark.parametrize("kind", MATRIX)
+def test_what_is_no_matrix_is_adams(kind, shape):
+    weights = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
+    module = nn.Module()
+    module.weight = weights[0]
+    adam = torch.optim.AdamW([weights[1]], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    walked = [_walk(w, o, 6) for w, o in zip(weights, (_make(module, kind, weight_decay=0.1), adam))]
+    torch.testing.assert_close(*walked)
+
+
+@pytest.mark.parametrize("kind", MATRIX)
+def test_going_on_from_a_saved_state_is_exact(kind):
+    start, walked = torch.randn(6, 4, 3, 3), []
+    for cut in (False, True):
+        kernel = nn.Conv2d(4, 6, 3)
+        kernel.weight = nn.Parameter(start.clone())
+        optimizer = _make(kernel, kind)
+        _walk(kernel.weight, optimizer, 13)
+        if cut:
+            content = io.BytesIO()
+            torch.save(optimizer.state_dict(), content)
+            content.seek(0)
+            optimizer = _make(kernel, kind)
+            optimizer.load_state_dict(torch.load(content, weights_only=True))
+        walked.append(_walk(kernel.weight, optimizer, 20, 13))
+    assert torch.equal(*walked)
+
+
+@pytest.mark.parametrize("kind", MATRIX)
+def test_a_weight_without_gradient_stays(kind):
+    kernel = nn.Conv2d(3, 3, 3)
+    optimizer = _make(kernel, kind, weight_decay=0.5)
+    before = kernel.weight.detach().clone()
+    kernel.bias.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(kernel.weight, before)
+
+
+@pytest.mark.parametrize("color", ["y", "rgb"])
+@pytest.mark.parametrize("kind", MATRIX)
+def test_they_train_a_student(kind, color):
+    """On a fixed batch, SOAP faster than Adam; kernels with one input channel and PReLU among the weights."""
+    hr = torch.rand(4, 3, 12, 12).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    losses = {}
+    for name in ("adam", kind):
+        torch.manual_seed(0)
+        student = build_model(small("mobile_sr", color=color, activation="prelu"), 2).train()
+        optimizer = _make(student, name, learning_rate=3e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (student(hr[..., ::2, ::2] * 0.8 + 0.1) - hr).square().mean()
+            losses.setdefault("first", loss.item())
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+    assert losses[kind] < 0.9 * losses["first"]
+    assert kind == "muon" or losses["soap"] < losses["adam"]
+
+
+def test_soap_takes_gradients_of_nothing():
+    kernel = nn.Conv2d(3, 4, 3)
+    optimizer = _make(kernel, "soap")
+    for _ in range(25):
+        kernel.weight.grad = torch.zeros_like(kernel.weight)
+        optimizer.step()
+    assert kernel.weight.isfinite().all()
