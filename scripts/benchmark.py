@@ -1,6 +1,7 @@
 """Time things against each other within one run.
 
 benchmark.py losses     a training step with each loss over one with L1 alone
+benchmark.py train      a training step with each optimizer over one with Adam
 benchmark.py evaluate   PSNR-Y and SSIM-Y of Set5 and Set14 at x4 here, by BasicSR's functions, and a small network's own time
 """
 
@@ -8,7 +9,9 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,6 +26,7 @@ from sr_distill.losses import LOSSES
 from sr_distill.models import upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.options import LossOptions, RunOptions, validate
+from sr_distill.options.schema import OptimizerOptions
 from sr_distill.train import build_run, make_optimizer
 from sr_distill.zoo import open_model
 
@@ -31,9 +35,9 @@ EXTRA = {"lpips": {"network": "squeeze"}}  # the smallest backbone
 
 
 class Step:
-    """A training step (forward, backward, Adam) of mobile_sr with L1 to HR and to edsr_x4's stored output, and perhaps one more loss."""
+    """A training step (forward, backward, update) of mobile_sr with L1 to HR and to edsr_x4's stored output, and perhaps one more loss."""
 
-    def __init__(self, extra: list[dict]) -> None:
+    def __init__(self, extra: Sequence[dict] = (), optimizer: str = "adam") -> None:
         tree = {
             "name": "benchmark",
             "scale": 4,
@@ -41,6 +45,7 @@ class Step:
             "teacher": {"model": "edsr_x4"},
             "data": {"train": [{"hr": "embedded"}]},
             "losses": [{"type": "l1"}, {"type": "l1", "against": "teacher"}, *extra],
+            "optimizer": {"type": optimizer},
             "train": {"total_steps": 1},
         }
         self.run = build_run(validate(RunOptions, tree, "benchmark"))
@@ -63,7 +68,7 @@ class Step:
 
 def losses(rounds: int) -> None:
     """Print the median ratio of a step with L1 and the loss over one with L1 alone; both are timed in turn."""
-    plain = Step([])
+    plain = Step()
     print(
         f"{'loss':24}  step / step with L1 alone (median of {rounds}; batch {BATCH} of {SIZE}x{SIZE}, x4, mobile_sr, edsr_x4)"
     )
@@ -84,6 +89,22 @@ def losses(rounds: int) -> None:
                 warm()
             ratios = [step() / plain() for _ in range(rounds)]
             print(f"{label:24}  {statistics.median(ratios):.2f}", flush=True)
+
+
+def train(rounds: int) -> None:
+    """Print the median time of a step with each optimizer and its ratio to Adam's, all timed in turn over whole cycles of SOAP's."""
+    kinds = get_args(OptimizerOptions.model_fields["type"].annotation)
+    steps = {kind: Step(optimizer=kind) for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(rounds + 1):
+        for kind, step in steps.items():
+            seconds[kind].append(statistics.mean(step() for _ in range(10)))
+    medians = {kind: statistics.median(values[1:]) for kind, values in seconds.items()}  # the first round warms up
+    print(
+        f"median of {rounds} x 10 steps; {BATCH} crops of {SIZE}x{SIZE}, x4, mobile_sr, {torch.get_num_threads()} threads:"
+    )
+    for kind, median in medians.items():
+        print(f"{kind:6}  {median * 1e3:6.1f} ms  {median / medians['adam']:.2f} x adam")
 
 
 def evaluate(rounds: int) -> None:
@@ -132,12 +153,12 @@ def evaluate(rounds: int) -> None:
 
 
 def main() -> int:
-    """``benchmark.py losses | evaluate [--rounds N]``."""
+    """``benchmark.py losses | train | evaluate [--rounds N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["losses", "evaluate"])
+    parser.add_argument("what", choices=["losses", "train", "evaluate"])
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
-    {"losses": losses, "evaluate": evaluate}[args.what](args.rounds)
+    {"losses": losses, "train": train, "evaluate": evaluate}[args.what](args.rounds)
     return 0
 
 

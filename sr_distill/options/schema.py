@@ -159,12 +159,15 @@ class OptimizerOptions(Options):
 
     type: Literal["adam", "adamw", "muon", "soap"] = Field(
         "adam",
-        description="adam; adamw: with decoupled weight decay; muon: the momentum of each kernel made orthogonal; soap: Adam in the eigenbases of "
-        "each kernel's gradients, which reaches a quality in a fraction of Adam's steps. muon and soap leave vectors to Adam.",
+        description="adam; adamw: with decoupled weight decay; muon: the momentum of each kernel made orthogonal; soap: Adam in the eigenbases "
+        "of each kernel's gradients, which reaches a quality in a fraction of Adam's steps. muon and soap leave vectors to Adam.",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
     betas: list[float] = Field(
-        [0.9, 0.99], min_length=2, max_length=2, description="Decay of the two moments; for soap 0.95 is usual as the second."
+        [0.9, 0.99],
+        min_length=2,
+        max_length=2,
+        description="Decay of the two moments; for soap 0.95 is usual as the second.",
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the momentum of kernels.")
     precondition_every: int = Field(10, ge=1, description="soap: steps between two updates of the eigenbases.")

@@ -105,8 +105,8 @@ class SOAP(MatrixOptimizer):
 class Muon(MatrixOptimizer):
     """The momentum with all its singular values made (nearly) one, by five steps of a Newton-Schulz iteration.
 
-    ``U = NS5(G + m M)`` with momentum ``M = m M + (1 - m) G`` (Nesterov's), times ``0.2 sqrt(max(rows, columns))``, so that the size of a step is
-    Adam's and learning rates carry over (Liu et al., "Muon is Scalable for LLM Training", 2025, equation 4).
+    ``U = NS5((1 - m) G + m M)`` with momentum ``M = m M + (1 - m) G`` (Nesterov's), times ``0.2 sqrt(max(rows, columns))``, so that
+    the size of a step is Adam's and learning rates carry over (Liu et al., "Muon is Scalable for LLM Training", 2025, equation 4).
 
     Args:
         momentum: m.

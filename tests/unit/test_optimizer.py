@@ -27,7 +27,9 @@ def _make(module, kind, **change):
 
 def _gradient(shape, step):
     i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (torch.sin(1.3 * i + 0.9 * step + 0.2 * torch.cos(0.5 * i * (step + 1))) * torch.cos(0.11 * i)).reshape(shape)
+    return (torch.sin(1.3 * i + 0.9 * step + 0.2 * torch.cos(0.5 * i * (step + 1))) * torch.cos(0.11 * i)).reshape(
+        shape
+    )
 
 
 def _walk(parameter, optimizer, steps, first=0):
