@@ -160,7 +160,7 @@ class OptimizerOptions(Options):
     type: Literal["adam", "adamw", "muon", "soap"] = Field(
         "adam",
         description="adam; adamw: with decoupled weight decay; muon: the momentum of each kernel made orthogonal; soap: Adam in the eigenbases "
-        "of each kernel's gradients, which reaches a quality in a fraction of Adam's steps. muon and soap leave vectors to Adam.",
+        "of each kernel's gradients. muon and soap leave vectors to Adam.",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
     betas: list[float] = Field(
