@@ -84,8 +84,10 @@ def settings(modules: list[Path], which_tests: list[str]) -> None:
         "use_git_change_detection": False,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    with (WORK / "pyproject.toml").open("a") as file:
-        file.write("\n[tool.mutmut]\n" + "\n".join(lines) + "\n")
+    path = WORK / "pyproject.toml"
+    # The project's own choice of tests would leave out the training runs where mutmut names them one by one.
+    own = [line for line in path.read_text().splitlines() if not line.startswith("addopts")]
+    path.write_text("\n".join([*own, "", "[tool.mutmut]", *lines]) + "\n")
 
 
 def report() -> None:

@@ -234,6 +234,13 @@ def test_mutual_learning_of_features():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.task.parameters())
 
 
+def test_peers_may_compare_their_features_alone():
+    _, objective = _mutual({"type": "fitnet", "against": "peers"}, students=("mobile_sr", "ecbsr"), count=1)
+    total, values = objective(Batch(_images(16, 16), _images(32, 32)))
+    total.backward()
+    assert list(values) == ["fitnet_features_peers", "peer_1_fitnet_features_peers"]
+
+
 def test_pretrained_networks_look_once_at_each_image(random_backbones):
     student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
     losses = [

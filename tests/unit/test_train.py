@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from sr_distill.errors import UserError
@@ -205,7 +206,20 @@ def test_log_drops_what_lies_after_the_checkpoint(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["total"]) for line in lines] == [(10, 1.0), (20, 2.0), (30, 7.0)]
     assert lines[0]["worst"] is None
-    assert list((tmp_path / "tensorboard").glob("events.*"))
+    assert {line["kind"] for line in lines} == {"train"}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("train/total")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", full)
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
+        log.write(1, "train", {"total": 1.0})
 
 
 def _options(tmp_path, **change):
@@ -239,6 +253,15 @@ def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
     save_checkpoint(folder.checkpoints, 5, {}, 1)
     longer = _options(tmp_path, name="steady", train={"total_steps": 99}, **steady)
     assert open_run(longer, resume=True)[2] == []
+
+
+def test_resume_tells_which_weights_jump(tmp_path):
+    fading = {"type": "l1", "name": "fades", "weight": 2.0, "schedule": {"decay_to": 0.0}}
+    change = {"losses": [{"type": "l1"}, fading], "schedule": {"type": "constant"}}
+    folder, *_ = open_run(_options(tmp_path, **change), resume=False)
+    save_checkpoint(folder.checkpoints, 5, {}, 1)
+    said = open_run(_options(tmp_path, **change, train={"total_steps": 20}), resume=True)[2]
+    assert said == ["with it, the weight of fades jumps from 1 to 1.5."]
     with pytest.raises(UserError, match="cannot resume .*student.num_feat was 32, is now 16"):
         open_run(_options(tmp_path, student={"type": "mobile_sr", "num_feat": 16}), resume=True)
 
