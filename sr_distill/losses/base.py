@@ -139,6 +139,7 @@ class FeatureLoss(Loss):
     """A loss on feature maps; its value is the mean over the pairs."""
 
     on: Literal["features"] = Field("features", description="Feature maps.")  # type: ignore[assignment]
+    against: Literal["teacher", "peers"] = Field("teacher", description="Whose: the teacher's, or the peers'.")  # type: ignore[assignment]
 
 
 def register_loss(function: Callable[..., Tensor]) -> Callable[[L], L]:

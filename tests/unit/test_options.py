@@ -125,7 +125,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ({"schedule": {"type": "multistep", "milestones": [20, 10]}}, "ascending"),
         ({"device": "gpu"}, "device"),
         ({"losses": [{"type": "fitnet"}]}, "there is no teacher"),
-        ({"losses": [{"type": "fitnet", "against": "hr"}]}, "losses.0: feature maps are compared with the teacher's"),
+        ({"losses": [{"type": "fitnet", "against": "hr"}]}, "losses.0.against: got 'hr'"),
         ({"losses": [{"type": "l1", "on": "features", "against": "hr"}]}, "compared with the teacher's"),
         ({"features": {"pairs": []}}, "at least one pair"),
         ({"features": {"pairs": [{"student": "a"}]}}, "features.pairs.0.teacher: missing"),
