@@ -12,7 +12,7 @@ from .contracts import Batch
 from .errors import UserError
 from .models import ModelSpec, SRModel, Teacher
 from .options import LossOptions, validate
-from .options.losses import TermOptions, teachers_used
+from .options.losses import TermOptions, check_names, teachers_used
 from .options.schema import FeatureOptions
 from .train import build_task, tap_teachers
 
@@ -61,7 +61,10 @@ class Distiller(nn.Module):
         for name, frozen in teachers.items():
             if wrapped.spec.scale != frozen.spec.scale:
                 raise UserError(f"the student has scale {wrapped.spec.scale} and the {name} {frozen.spec.scale}.")
+        if any(net is wrapped.net or net is student for net in given.values()):
+            raise UserError("the student is also the teacher, which would be frozen: give a copy (copy.deepcopy).")
         _check(terms, list(teachers), teacher_weights)
+        _check_use(terms, features, teachers, self_ensemble)
         self.task = build_task({"student": wrapped}, teachers, terms, lambda name: features, teacher_weights)
         # A plain dict, so that nn.Module does not take them for parts of this module.
         self._teachers = tap_teachers(self.task, teachers)
@@ -105,6 +108,7 @@ class Distiller(nn.Module):
 def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: Mapping[str, float] | None) -> None:
     try:
         teachers_used(terms, teachers)
+        check_names(terms)
     except ValueError as error:
         raise UserError(f"losses: {error}.") from error
     if any(term.source == "peers" or term.student is not None for term in terms):
@@ -115,6 +119,22 @@ def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: M
         raise UserError(
             f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
         )
+
+
+def _check_use(
+    terms: Sequence[TermOptions], features: FeatureOptions, teachers: Mapping[str, Teacher], x8: bool
+) -> None:
+    """What has no effect is refused, as in the options of a run."""
+    unused = [name for name in teachers if not any(term.looks_at(name) for term in terms)]
+    idle = [f"the teacher {name}" for name in unused]
+    if features != FeatureOptions() and not any(term.reads_maps for term in terms):
+        idle.append("pairs, count or adapter")
+    if x8 and all(term.reads_maps or term.source != "teacher" for term in terms):
+        idle.append("self_ensemble")
+    if not terms:
+        idle.append("a distiller without losses")
+    if idle:
+        raise UserError(f"{' and '.join(idle)} has no effect: no loss looks at it.")
 
 
 @torch.no_grad()

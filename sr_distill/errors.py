@@ -18,6 +18,10 @@ class LossError(UserError, ValueError):
     """A loss cannot be computed from what it was given: shapes that differ, too few samples."""
 
 
+class MetricError(UserError, ValueError):
+    """An image cannot be measured: sizes that differ, too few pixels."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """`` Did you mean 'x'?`` with the allowed name nearest to ``given``, or nothing where none is near."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)

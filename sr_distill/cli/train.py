@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from ..data import PairStore
+from ..devices import process_share
 from ..errors import UserError
 from ..evaluate import evaluate_set, make_metric, open_set
 from ..files import data_root
@@ -36,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _train(options, args.resume)
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if process_share()[0] == 0:
+            print(stopped, file=sys.stderr)
         return 130
 
 
 def _train(options: RunOptions, resume: bool) -> int:
     set_seed(options.seed)
     run = build_run(options)
-    accelerator = make_accelerator(options, run.task.rests)
+    accelerator = make_accelerator(options, run.task.has_idle_weights)
     say = functools.partial(accelerator.print, flush=True)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():
@@ -54,7 +56,8 @@ def _train(options: RunOptions, resume: bool) -> int:
     for line in said:
         say(line)
     if checkpoint is not None:
-        trainer.resume(checkpoint)
+        for line in trainer.resume(checkpoint):
+            say(line)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
     _introduce(run, store, accelerator)
     if trainer.is_done:
@@ -109,7 +112,7 @@ def _validation(options: RunOptions, device: torch.device) -> Validation | None:
         means = {metric.label: result.mean(metric.label) for metric in metrics}
         return {label: float("inf") if mean is None else mean for label, mean in means.items()}
 
-    return Validation(measure, metrics[0].higher_is_better)
+    return Validation(f"{metrics[0].label} on {benchmark.name}", measure, metrics[0].higher_is_better)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean
+from ..errors import MetricError, UserError, did_you_mean
 from ..options import validate
 from ..options.base import Options
 from ..registry import METRICS, OneOf, register_metric
@@ -78,7 +78,7 @@ class ScaledMetric:
         """
         values = self.metric.measure(pair, self.scale)
         if values.shape != pair.sr.shape[:1]:
-            raise ValueError(f"the metric {self.metric.type} gave {tuple(values.shape)}, not one value for each image")
+            raise MetricError(f"the metric {self.metric.type} gave {tuple(values.shape)}, not one value for each image")
         return values
 
 

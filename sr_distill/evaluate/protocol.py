@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import is_out_of_memory
-from ..errors import UserError
+from ..errors import MetricError, UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
 from .measures import ImagePair, psnr_y
@@ -151,18 +151,18 @@ def _measure(
     if alone or len({lr.shape for _, lr, _ in loaded}) == 1:
         try:
             return outcomes + _scored(model, loaded, device, metrics, teacher)
-        except (UserError, ValueError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if not isinstance(error, UserError) and not is_out_of_memory(error):
+                raise  # a mistake in a metric or a network, not in an image
             if alone:
                 return [*outcomes, (loaded[0][0].name, _reason(error, loaded[0][0], model, device), None)]
     return outcomes + [o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher)]
 
 
 def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
-    if isinstance(error, UserError):
-        return str(error)
     if is_out_of_memory(error):
         return f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image."
-    return f"{image.hr}: {' '.join(str(error).split())[:200].rstrip('.')}."
+    return f"{image.hr}: {str(error).rstrip('.')}." if isinstance(error, MetricError) else str(error)
 
 
 def _scored(
@@ -173,7 +173,12 @@ def _scored(
     teacher: Mapping[str, Tensor],
 ) -> list[Outcome]:
     """Scores of images of one size."""
-    sr = upscale_uint8(model, torch.stack([lr for _, lr, _ in loaded]), device)
+    try:
+        sr = upscale_uint8(model, torch.stack([lr for _, lr, _ in loaded]), device)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise MetricError(f"the network cannot take it ({' '.join(str(error).split())[:200]})") from error
     hr = torch.stack([hr for _, _, hr in loaded]).to(device)
     if device.type == "mps":  # has no float64
         sr, hr = sr.cpu(), hr.cpu()

@@ -11,7 +11,7 @@ from ..models import SRModel
 from ..options.schema import FeatureOptions
 from .taps import TapPoint, list_taps, no_such_layer
 
-_ACTIVATIONS = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardswish")
+_ACTIVATION_MODULES = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardswish")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def block_chain(taps: list[TapPoint], name: str) -> list[TapPoint]:
 
 def _after_activations(group: list[TapPoint]) -> list[TapPoint]:
     followed = [*group[1:], None]
-    return [tap for tap, after in zip(group, followed) if after is None or after.kind not in _ACTIVATIONS]
+    return [tap for tap, after in zip(group, followed) if after is None or after.kind not in _ACTIVATION_MODULES]
 
 
 def _evenly(chain: list[TapPoint], count: int) -> list[TapPoint]:

@@ -186,19 +186,15 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     ]
 
 
-_ACTIVATIONS = (
-    "relu",
-    "relu_",
-    "relu6",
-    "leaky_relu",
-    "leaky_relu_",
-    "prelu",
-    "elu",
-    "elu_",
-    "gelu",
-    "silu",
-    "hardswish",
+_ACTIVATIONS = tuple(
+    name + in_place
+    for name in (
+        *("relu", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu"),
+        *("silu", "mish", "softplus", "hardswish"),
+    )
+    for in_place in ("", "_")
 )
+"""Activation functions by their names in torch; ReLU6 is a hardtanh."""
 
 
 class _ActivationInputs(TorchFunctionMode):

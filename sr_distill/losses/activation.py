@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from .base import FeatureLoss, register_loss
@@ -121,3 +121,9 @@ class Frequency(PixelLoss):
     type: Literal["frequency"] = Field(description="Name of the loss.")
     amplitude: float = Field(0.5, ge=0, description="Factor of the amplitudes.")
     phase: float = Field(0.5, ge=0, description="Factor of the phases.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Frequency:
+        if self.amplitude == self.phase == 0:
+            raise ValueError("both parts of frequency have factor 0: nothing would be learned")
+        return self

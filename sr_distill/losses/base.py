@@ -32,24 +32,24 @@ class MatchedMaps:
         pair: the two layers.
         student, teacher: the maps (B, Cs, hs, ws) and (B, Ct, ht, wt).
         adapter: brings the student's map to the teacher's shape; None where no term needs that.
-        network: all that the teacher gave.
+        source: all that the teacher gave.
     """
 
     pair: FeaturePair
     student: Tensor
     teacher: Tensor
     adapter: Adapter | None
-    network: Prediction
+    source: Prediction
 
     @cached_property
     def adapted(self) -> Tensor:
-        """The student's map in the teacher's shape."""
-        return self.adapter(self.student, self.teacher)
+        """The student's map in the teacher's shape; a part of the loss, and so in full precision."""
+        return in_full_precision(self.adapter, self.student, self.teacher)
 
     @cached_property
     def decoded(self) -> Tensor:
         """The image that the rest of the teacher makes of the adapted map."""
-        return self.network.forward_from(self.pair.teacher.path, self.adapted).sr
+        return self.source.forward_from(self.pair.teacher.path, self.adapted).sr
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Loss(TermOptions):
     function: ClassVar[Callable[..., Tensor]]
     adapted: ClassVar[bool] = True
     before_activation: ClassVar[bool] = False
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether the student's maps are brought to the teacher's shape first."""
+        return self.reads_maps and self.adapted
 
     @property
     def reads_output(self) -> bool:
@@ -149,17 +154,18 @@ def register_loss(function: Callable[..., Tensor]) -> Callable[[L], L]:
         TypeError: a field is no keyword argument of the function (and the class does not override ``arguments`` or
             ``__call__``, where it could use it), or the name is taken.
     """
+    if isinstance(function, type):
+        raise TypeError(f"{function.__name__}: give its function: @register_loss(function)")
 
     def add(options: L) -> L:
-        own = {
-            name
-            for name, field in options.model_fields.items()
-            if name in vars(options).get("__annotations__", {})
-            and name not in Loss.model_fields
-            and not _is_fixed(field)
-        }
-        idle = own - _keywords(function).keys()
-        if idle and not {"__call__", "arguments"} & vars(options).keys():
+        # The bases that come with this package use their fields themselves.
+        own = [
+            base for base in options.__mro__[:-2] if base is options or not base.__module__.startswith("sr_distill.")
+        ]
+        named = {name for base in own for name in vars(base).get("__annotations__", {})} - Loss.model_fields.keys()
+        fields = {name for name, field in options.model_fields.items() if name in named and not _is_fixed(field)}
+        idle = fields - _keywords(function).keys()
+        if idle and not any({"__call__", "arguments"} & vars(base).keys() for base in own):
             raise TypeError(
                 f"{options.__name__}: {', '.join(sorted(idle))} is no keyword argument of {function.__name__}, so it would have no effect"
             )
@@ -201,7 +207,8 @@ class Comparison(nn.Module):
         if self.loss.on == "sr":
             return [(inputs.student.sr, target) for target in inputs.targets]
         if self.loss.on == "decoded":
-            return [(maps.decoded, maps.network.forward_from.sr) for maps in inputs.maps]
+            return [(maps.decoded, maps.source.forward_from.sr) for maps in inputs.maps]
         if self.loss.on == "projected":
-            return [project(maps.adapted, maps.teacher) for project, maps in zip(self.projections, inputs.maps)]
+            pairs = zip(self.projections, inputs.maps)
+            return [in_full_precision(project, maps.adapted, maps.teacher) for project, maps in pairs]
         return [(maps.adapted if self.loss.adapted else maps.student, maps.teacher) for maps in inputs.maps]

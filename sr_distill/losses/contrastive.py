@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -65,7 +65,7 @@ class Contrastive(Loss):
     negatives: int = Field(
         4, ge=1, le=64, description="How many LR images of the batch, upscaled by bicubic; memory grows with it."
     )
-    layers: dict[str, float] = Field(
+    layers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         dict(CSD_LAYERS), min_length=1, description="Layer of VGG19 and its factor; by default those of the paper."
     )
 

@@ -126,7 +126,7 @@ class HardSoft(FeatureLoss):
     """alpha x soft loss over the channels of each place + (1 - alpha) x L1 of the output to HR (Hinton et al. 2015)."""
 
     type: Literal["hard_soft"] = Field(description="Name of the loss.")
-    alpha: float = Field(0.7, ge=0, le=1, description="Share of the soft loss.")
+    alpha: float = Field(0.7, gt=0, le=1, description="Share of the soft loss.")
     temperature: float = Field(3.0, gt=0, description="Temperature of both softmaxes.")
     kind: Literal["kl", "mse"] = Field("kl", description="KL, or squared difference of the softened probabilities.")
 

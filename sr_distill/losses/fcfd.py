@@ -104,18 +104,18 @@ class MixedPaths(nn.Module):
     def _into_teacher(self, inputs: LossInputs, index: int) -> Tensor:
         """From the student's map of a pair through the rest of the teacher."""
         here = inputs.maps[index]
-        seen = here.network.forward_from(here.pair.teacher.path, here.adapted)
+        seen = here.source.forward_from(here.pair.teacher.path, here.adapted)
         later = {
             maps.pair.teacher.path: maps.teacher for maps in inputs.maps if maps.pair.teacher.path in seen.features
         }
-        return self._image(seen.sr, here.network.forward_from.sr) + _maps(seen.features, later)
+        return self._image(seen.sr, here.source.forward_from.sr) + _maps(seen.features, later)
 
     def _into_student(self, inputs: LossInputs, index: int) -> Tensor:
         """From the teacher's map of a pair through the rest of the student."""
         here = inputs.maps[index]
         value = self.to_student[index](here.teacher, here.student)
         seen = inputs.student.forward_from(here.pair.student.path, value)
-        return self._image(seen.sr, inputs.reachable(here.network.forward_from.sr))
+        return self._image(seen.sr, inputs.reachable(here.source.forward_from.sr))
 
     def _image(self, sr: Tensor, own: Tensor) -> Tensor:
         return in_full_precision(self.distance, sr, own)

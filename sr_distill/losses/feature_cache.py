@@ -49,10 +49,8 @@ def layer_index(name: str) -> int:
 def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
     """Maps of VGG19 at the wanted indices, run no deeper than the deepest; RGB (B, 3, H, W) in [0, 1], normalised here."""
     cache = _CACHE.get()
-    if cache is None:
+    if cache is None or not wanted <= cache.vgg_layers:  # a loss of the user's own need not announce its layers
         return _run_vgg(image, wanted)
-    if not wanted <= cache.vgg_layers:
-        raise RuntimeError(f"VGG19's layers {sorted(wanted - cache.vgg_layers)} were not announced to the cache")
     return cache.once("vgg19", image, lambda: _run_vgg(image, cache.vgg_layers))
 
 

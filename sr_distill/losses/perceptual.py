@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -95,7 +95,7 @@ class Perceptual(ImageLoss):
 
     type: Literal["perceptual"] = Field(description="Name of the loss.")
     network: Literal["vgg19"] = Field("vgg19", description="Feature network, pretrained on ImageNet.")
-    layers: dict[str, float] = Field(
+    layers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         dict(LAYERS),
         min_length=1,
         description="Layer and its factor. Names as torchvision's modules (features.16) or spelled out (conv3_4, relu3_4, pool3).",

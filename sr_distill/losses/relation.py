@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from .base import FeatureLoss, LossInputs, register_loss
@@ -186,6 +186,12 @@ class RKD(RelationLoss):
     type: Literal["rkd"] = Field(description="Name of the loss.")
     distance_weight: float = Field(25.0, ge=0, description="Factor of the distances.")
     angle_weight: float = Field(50.0, ge=0, description="Factor of the angles.")
+
+    @model_validator(mode="after")
+    def _something(self) -> RKD:
+        if self.distance_weight == self.angle_weight == 0:
+            raise ValueError("both parts of rkd have factor 0: nothing would be learned")
+        return self
 
 
 @register_loss(spatial_affinity)

@@ -27,6 +27,8 @@ class WeightSchedule(Options):
     def _something_happens(self) -> WeightSchedule:
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop ({self.stop}) must be after start ({self.start})")
+        if self.start == 0 and self.stop is None and self.warmup <= 1 and self.decay_to == 1:
+            raise ValueError("this schedule changes nothing: leave it out")
         if self.decay != "linear" and self.decay_to == 1:
             raise ValueError(f"decay: {self.decay} has no effect without decay_to")
         return self
@@ -66,6 +68,11 @@ class TermOptions(Options):
         return self.against or ("teacher" if self.reads_maps else "hr")
 
     @property
+    def uses_adapter(self) -> bool:
+        """Whether the student's maps are brought to the teacher's shape first."""
+        return self.reads_maps
+
+    @property
     def reads_maps(self) -> bool:
         """Whether it looks at feature maps."""
         return self.on != "sr"
@@ -82,6 +89,9 @@ class TermOptions(Options):
             raise ValueError(f"on: {self.on} needs a teacher that does not change, which peers are not")
         return self
 
+
+LOG_COLUMNS = ("step", "kind", "total", "learning_rate", "images_per_second")
+"""What the log holds besides the terms."""
 
 LossOptions = Annotated[TermOptions, OneOf(LOSSES)]
 """The options of a term, whose loss is chosen by ``type``."""
@@ -114,6 +124,26 @@ def teachers_used(terms: Sequence[TermOptions], names: Sequence[str]) -> set[str
             )
         used |= {name for name in names if term.looks_at(name)}
     return used
+
+
+def check_names(terms: Sequence[TermOptions]) -> None:
+    """Every term must have a name of its own in the log.
+
+    Raises:
+        ValueError: two terms of a student have one name, or a term has that of something else in the log.
+    """
+    repeated = set()
+    for number, term in enumerate(terms):
+        for other in terms[:number]:
+            if term.label == other.label and (term.student is None or other.student in (None, term.student)):
+                repeated.add(term.label)
+    if repeated:
+        raise ValueError(f"several losses are called {', '.join(sorted(repeated))}: give each a 'name' of its own")
+    taken = [term.label for term in terms if term.label in LOG_COLUMNS]
+    if taken:
+        raise ValueError(
+            f"a loss cannot be called {taken[0]}, which is something else in the log: give it another 'name'"
+        )
 
 
 def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_steps: int) -> None:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ..registry import METRICS, OneOf
 from .architectures import ArchitectureOptions
 from .base import Options
-from .losses import LossOptions, check_weights, teachers_used
+from .losses import LossOptions, check_names, check_weights, teachers_used
 
 Scale = Literal[2, 3, 4]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -131,7 +131,7 @@ class ScheduleOptions(Options):
     )
     decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the run, at its end, in which the rate decays.")
     milestones: list[int] = Field([], description="multistep: steps at which the learning rate is multiplied by gamma.")
-    gamma: float = Field(0.5, gt=0, le=1, description="multistep: the factor at each milestone.")
+    gamma: float = Field(0.5, gt=0, lt=1, description="multistep: the factor at each milestone.")
 
     only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
         "min_factor": ("type", ("cosine", "wsd")),
@@ -221,6 +221,14 @@ class ValidationOptions(Options):
         description="What is measured: names of metrics, or {type: name, ...}. The first decides which student is best.",
     )
 
+    @field_validator("metrics")
+    @classmethod
+    def _once_each(cls, value: list[Any]) -> list[Any]:
+        repeated = [name for name, count in Counter(metric.type for metric in value).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is there more than once")
+        return value
+
 
 class RunOptions(Options):
     """A training run: distillation, or plain training when there is no teacher."""
@@ -295,9 +303,7 @@ class RunOptions(Options):
                 "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
             )
         check_weights(self.losses, list(self.all_students), self.train.total_steps)
-        repeated = [label for label, count in Counter(term.label for term in self.losses).items() if count > 1]
-        if repeated:
-            raise ValueError(f"several losses are called {', '.join(repeated)}: give each a 'name' of its own")
+        check_names(self.losses)
         return self
 
     @model_validator(mode="after")
@@ -321,8 +327,22 @@ class RunOptions(Options):
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RunOptions:
         """What a term would have to look at is refused where none does: no option is ignored in silence."""
-        if self.features != FeatureOptions() and not self.uses_features:
-            raise ValueError("features has no effect: no loss looks at feature maps")
+        sources = {
+            s
+            for term in self.losses
+            if term.reads_maps
+            for s in (self.all_teachers if term.source == "teacher" else ["peers"])
+        }
+        if self.features != FeatureOptions() and not any(
+            self.features_of(source) is self.features for source in sources
+        ):
+            raise ValueError(
+                "features has no effect: no loss looks at feature maps, or each teacher has features of its own"
+            )
+        if self.features.adapter != "conv1x1" and not any(
+            term.reads_maps and term.uses_adapter for term in self.losses
+        ):
+            raise ValueError("features.adapter has no effect: no loss on features needs an adapter")
         for name, teacher in self.all_teachers.items():
             on_sr = [term for term in self.losses if not term.reads_maps and term.looks_at(name)]
             on_maps = [term for term in self.losses if term.reads_maps and term.looks_at(name)]
@@ -334,7 +354,8 @@ class RunOptions(Options):
                     if getattr(teacher, key) != idle_value
                 ]
             if isinstance(teacher, NamedTeacherOptions):
-                if teacher.weight != 1 and all(term.teacher is not None for term in on_sr):
+                alone = len(self.all_teachers) == 1 or all(term.teacher is not None for term in on_sr)
+                if teacher.weight != 1 and alone:
                     idle.append("weight")
                 if teacher.features is not None and not on_maps:
                     idle.append("features")

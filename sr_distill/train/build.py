@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Run:
         for reason in store.skipped:
             say(f"skipped: {reason}")
         for name, tapped in self.teachers.items():
-            output_is_compared = any(not term.reads_maps and term.looks_at(name) for term in self.options.losses)
+            output_is_compared = any(not t.loss.reads_maps and name in t.sources for t in self.task.terms)
             if not self.options.all_teachers[name].cache or not output_is_compared:
                 continue
             teacher, outputs = tapped.teacher, WholeOutputs(tapped.teacher, device)
@@ -81,7 +82,8 @@ def build_run(options: RunOptions) -> Run:
         name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
         for name, teacher in options.all_teachers.items()
     }
-    task = build_task(students, teachers, options.losses, options.features_of, options.teacher_weights, options.seed)
+    losses = [loss for loss in options.losses if loss.weight > 0]  # the others would never be computed
+    task = build_task(students, teachers, losses, options.features_of, options.teacher_weights, options.seed)
     return Run(options, students, tap_teachers(task, teachers), task)
 
 
@@ -107,6 +109,11 @@ def build_task(
         UserError: a layer does not exist, or a network has no chain of blocks to choose from, or a pair does not fit its adapter,
             or a term needs pretrained weights that cannot be had.
     """
+    for name in teachers:
+        if name in students or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise UserError(
+                f"a teacher cannot be called '{name}': a name is made of letters, digits, '_' and '-', and {', '.join(students)} are students."
+            )
     networks = {**students, **{name: teacher.model for name, teacher in teachers.items()}}
     pairs: dict[Link, list[FeaturePair]] = {}
     terms = []

@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..files import atomic_path
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_<step>.pt`` and delete all but the last ``keep`` checkpoints.
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, spare: int | None = None) -> Path:
+    """Write ``folder/step_<step>.pt`` and delete all but the last ``keep`` checkpoints and that of the step ``spare``.
 
     Raises:
         UserError: the file cannot be written; earlier checkpoints are untouched.
@@ -26,14 +26,15 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     )  # to memory first: a full disk is then an ordinary error of writing, not one of torch's format
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getbuffer())
-    for old in _all(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    for old in all_checkpoints(folder)[:-keep]:
+        if step_of(old) != spare:
+            old.unlink(missing_ok=True)
     return path
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step, or None."""
-    found = _all(folder)
+    found = all_checkpoints(folder)
     return found[-1] if found else None
 
 
@@ -56,5 +57,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _all(folder: Path) -> list[Path]:
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by rising step."""
     return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))

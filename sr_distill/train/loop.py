@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .log import MetricsLog
 from .optimizer import make_optimizer
 from .recent import RecentTerms
 from .run_folder import RunFolder
-from .schedule import learning_rate_at
+from .schedule import decay_start, learning_rate_at
 from .stop import StopAgreement, StopRequest
 
 
@@ -33,13 +34,21 @@ class Validation:
     """How students are measured.
 
     Attributes:
+        judged_by: the set and the metric that decide which student is best.
         measure: gives the metrics of a student by name; the first decides which student is best. None: the function it was given
             said to stop.
         higher_is_better: whether the best student has the highest value.
     """
 
+    judged_by: str
     measure: Callable[[SRModel, Callable[[], bool]], dict[str, float] | None]
     higher_is_better: bool = True
+
+    def is_better(self, score: float, best: float | None) -> bool:
+        """Whether a score beats the best one so far; a score that is no number is worse than any."""
+        if best is None or math.isnan(best):
+            return True
+        return score > best if self.higher_is_better else score < best
 
 
 class Interrupted(Exception):
@@ -53,11 +62,13 @@ class Progress:
     Attributes:
         step: optimizer steps that are done.
         validated: the step after which the students were measured last.
+        judged_by: set and metric that decide which student is best.
         best, best_step: by student, the best score, and the step that it was reached at.
     """
 
     step: int = 0
     validated: int = 0
+    judged_by: str = ""
     best: dict[str, float] = field(default_factory=dict)
     best_step: dict[str, int] = field(default_factory=dict)
 
@@ -116,8 +127,8 @@ class Trainer:
             if train.compile:
                 student.net.compile()
 
-    def resume(self, checkpoint: Path) -> None:
-        """Restore everything that :meth:`_save` saved.
+    def resume(self, checkpoint: Path) -> list[str]:
+        """Restore everything that :meth:`_save` saved; returns sentences to tell the user.
 
         Raises:
             UserError: the checkpoint is damaged or belongs to another network.
@@ -133,6 +144,12 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{checkpoint} does not fit this run ({' '.join(str(error).split())[:200]}).") from error
         self._last_good = checkpoint
+        if self.validation is None or self.progress.judged_by in ("", self.validation.judged_by):
+            return []
+        self.progress.best, self.progress.best_step = {}, {}
+        return [
+            f"the best student so far was chosen by {self.progress.judged_by}: now {self.validation.judged_by} decides anew."
+        ]
 
     @property
     def is_done(self) -> bool:
@@ -200,8 +217,9 @@ class Trainer:
     def _after_step(self, log: MetricsLog | None, bar: tqdm) -> None:
         step, train = self.progress.step, self.options.train
         last = step == train.total_steps
-        stop = self._agreement.reached(step)
-        save_now = last or stop or step % train.checkpoint_every == 0
+        stop = self._agreement.reached(step, other_steps_follow=self._active(step) != self._active(step - 1))
+        turns = step == decay_start(train.total_steps, self.options.schedule)
+        save_now = last or stop or turns or step % train.checkpoint_every == 0
         validate_now = self._validation_is_due() and (last or not stop)
         if step % train.log_every == 0 or validate_now or save_now:
             self._flush(log, bar)
@@ -216,6 +234,10 @@ class Trainer:
             raise Interrupted(
                 f"stopped after step {step}; the state is in {self._last_good}. Go on with the same command and --resume."
             )
+
+    def _active(self, step: int) -> list[bool]:
+        """Which terms have a weight in a step."""
+        return [weight > 0 for weight in self.run.task.weights_at(step, self.options.train.total_steps)]
 
     def _flush(self, log: MetricsLog | None, bar: tqdm) -> None:
         """Fetch the losses of the steps since the last flush, check them, and log their means."""
@@ -250,12 +272,12 @@ class Trainer:
         self._recent.leave_out(time.perf_counter() - started)
         if self._agreement.of_all(float(scores is None))[0]:
             return False
-        self.progress.validated, logged = self.progress.step, {}
+        self.progress.validated, self.progress.judged_by, logged = self.progress.step, self.validation.judged_by, {}
         for name, values in (scores or {}).items():
             score, progress = next(iter(values.values())), self.progress
             prefix = "" if name == "student" else f"{name}_"
             logged |= {f"{prefix}{metric}": value for metric, value in values.items()}
-            if name not in progress.best or (score > progress.best[name]) == self.validation.higher_is_better:
+            if self.validation.is_better(score, progress.best.get(name)):
                 progress.best[name], progress.best_step[name] = score, progress.step
                 self._save_student(name, self.folder.trained(name), values)
         if log is not None:
@@ -282,7 +304,11 @@ class Trainer:
                 "progress": vars(self.progress),
             }
             self._last_good = save_checkpoint(
-                self.folder.checkpoints, self.progress.step, state, self.options.train.keep_checkpoints
+                self.folder.checkpoints,
+                self.progress.step,
+                state,
+                self.options.train.keep_checkpoints,
+                spare=decay_start(self.options.train.total_steps, self.options.schedule),
             )
         self.accelerator.wait_for_everyone()
 

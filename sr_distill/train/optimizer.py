@@ -131,8 +131,11 @@ def _adam(gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -
 
 
 def _eigenvectors(matrix: Tensor) -> Tensor:
-    """Of a symmetric matrix, in columns, by falling eigenvalue."""
-    return torch.linalg.eigh(matrix.double())[1].flip(1).to(matrix.dtype)
+    """Of a symmetric matrix, in columns, by falling eigenvalue; any basis for one that is not finite, which the losses will tell."""
+    exact = matrix.cpu().double()  # once for a weight; not every device has this, or in float64
+    if not exact.isfinite().all():
+        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.eigh(exact)[1].flip(1).to(matrix)
 
 
 def _turned(basis: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

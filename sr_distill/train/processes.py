@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..options import RunOptions
 
 
-def make_accelerator(options: RunOptions, weights_rest: bool) -> Accelerator:
+def make_accelerator(options: RunOptions, has_idle_weights: bool) -> Accelerator:
     """One accelerator for the run.
 
     ``accelerate launch`` sets variables (ACCELERATE_MIXED_PRECISION, ACCELERATE_GRADIENT_ACCUMULATION_STEPS, ...) that change what
@@ -21,7 +21,7 @@ def make_accelerator(options: RunOptions, weights_rest: bool) -> Accelerator:
     taken; processes started by a launcher choose their own.
 
     Args:
-        weights_rest: whether there are steps in which some of the weights take no part.
+        has_idle_weights: whether there are steps in which some of the weights take no part.
 
     Raises:
         UserError: the device is not there, or the batch cannot be shared by the processes.
@@ -33,7 +33,7 @@ def make_accelerator(options: RunOptions, weights_rest: bool) -> Accelerator:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     # The processes wait for each other while the teacher's outputs are stored, which can take longer than the usual 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=weights_rest)]
+    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)]
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     if options.data.batch_size % accelerator.num_processes:
         raise UserError(

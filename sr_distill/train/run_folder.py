@@ -10,10 +10,10 @@ import yaml
 from ..errors import UserError
 from ..files import write_text
 from ..options import RunOptions, dump_options, validate
-from .checkpoint import latest_checkpoint, step_of
-from .schedule import learning_rate_at, weight_at
+from .checkpoint import all_checkpoints, step_of
+from .schedule import decay_start, learning_rate_at, weight_at
 
-# Options that may differ between a run and its continuation without a word.
+# Options that may differ between a run and its continuation without a word (total_steps: see _jumps).
 _HARMLESS = (
     "device",
     "train.total_steps",
@@ -71,21 +71,35 @@ def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None,
         return folder, None, []
     if not folder.options.exists():
         raise UserError(f"nothing to resume: there is no run in {folder.path}. Start it without --resume.")
-    checkpoint = latest_checkpoint(folder.checkpoints)
-    said = _compare(options, folder, checkpoint)
+    started = _started(folder)
+    checkpoint = _where_to_go_on(started, options, all_checkpoints(folder.checkpoints))
+    said = _compare(started, options, folder, checkpoint)
     write_text(folder.options, dump_options(options))
     if checkpoint is None:
         said.append(f"{folder.checkpoints} holds no checkpoint yet: starting from step 0.")
     return folder, checkpoint, said
 
 
-def _compare(options: RunOptions, folder: RunFolder, checkpoint: Path | None) -> list[str]:
-    """Sentences about options that differ from those the run was started with."""
+def _started(folder: RunFolder) -> RunOptions:
+    """The options that the run was started with, or went on with last."""
     try:
         tree = yaml.safe_load(folder.options.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{folder.options} cannot be read ({error}).") from error
-    started = validate(RunOptions, tree, str(folder.options))
+    return validate(RunOptions, tree, str(folder.options))
+
+
+def _where_to_go_on(before: RunOptions, now: RunOptions, checkpoints: list[Path]) -> Path | None:
+    """The last checkpoint; of a wsd run that is prolonged, the last one at which the longer run would be where the shorter one was."""
+    if before.schedule == now.schedule and now.schedule.type == "wsd":
+        limit = min(decay_start(options.train.total_steps, options.schedule) for options in (before, now))
+        if before.train.total_steps != now.train.total_steps:
+            checkpoints = [path for path in checkpoints if step_of(path) <= limit] or checkpoints
+    return checkpoints[-1] if checkpoints else None
+
+
+def _compare(started: RunOptions, options: RunOptions, folder: RunFolder, checkpoint: Path | None) -> list[str]:
+    """Sentences about options that differ from those the run was started with."""
     before, now = _flat(started.model_dump(mode="json")), _flat(options.model_dump(mode="json"))
     said = [] if checkpoint is None else _jumps(started, options, step_of(checkpoint))
     for key in sorted(before.keys() | now.keys()):
@@ -100,7 +114,7 @@ def _compare(options: RunOptions, folder: RunFolder, checkpoint: Path | None) ->
 
 def _jumps(before: RunOptions, now: RunOptions, step: int) -> list[str]:
     """What another ``total_steps`` does at the step where the run goes on: it moves everything that is planned to its end."""
-    if before.train.total_steps == now.train.total_steps:
+    if before.train.total_steps == now.train.total_steps or step >= now.train.total_steps:
         return []
     rates = [
         learning_rate_at(step, options.optimizer.learning_rate, options.train.total_steps, options.schedule)

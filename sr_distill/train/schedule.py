@@ -22,12 +22,19 @@ def learning_rate_at(step: int, base: float, total_steps: int, schedule: Schedul
         done = (step - schedule.warmup) / max(1, total_steps - schedule.warmup)
         return base * (schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done)))
     if schedule.type == "wsd":
-        start = max(schedule.warmup, total_steps - round(schedule.decay * total_steps))
+        start = decay_start(total_steps, schedule)
         done = max(0, step - start) / max(1, total_steps - start)
         return base * (1 + (schedule.min_factor - 1) * done)
     if schedule.type == "multistep":
         return base * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
     return base
+
+
+def decay_start(total_steps: int, schedule: ScheduleOptions) -> int | None:
+    """The step at which the decay of a wsd schedule begins, from which a longer run can go on; None for the others."""
+    if schedule.type != "wsd":
+        return None
+    return max(schedule.warmup, total_steps - round(schedule.decay * total_steps))
 
 
 def weight_at(step: int, term: LossOptions, total_steps: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 _PATIENCE = 2.0  # seconds between two agreements of several processes
+_MOST_STEPS = 8  # and no more steps than that, because the next ones may be slower
 _ONE_REQUEST = 5.0  # seconds in which a launcher may pass on the signal that the terminal sent already
 
 
@@ -51,8 +52,8 @@ class StopRequest:
 class StopAgreement:
     """Whether to stop now, answered alike in all processes, so that none waits for another for ever.
 
-    Several processes ask each other every few seconds, not at every step: that would make fast steps slow. How many steps that
-    is follows from the slowest process's time of a step.
+    Several processes ask each other every few steps, not at every one: that would make fast steps slow. How many steps follows
+    from the slowest process's time of a step.
     """
 
     def __init__(self, accelerator: Accelerator, request: StopRequest) -> None:
@@ -60,15 +61,20 @@ class StopAgreement:
         self._last = self._next = 0
         self._since = time.perf_counter()
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after ``step`` steps; every process must ask after the same steps."""
+    def reached(self, step: int, other_steps_follow: bool = False) -> bool:
+        """Whether to stop after ``step`` steps; every process must ask after the same steps.
+
+        Args:
+            other_steps_follow: the next step computes something else, and may take another time.
+        """
         if self._accelerator.num_processes == 1:
             return self._request.asked
-        if step < self._next:
+        if step < self._next and not other_steps_follow:
             return False
         seconds = (time.perf_counter() - self._since) / max(1, step - self._last)
         asked, slowest = self.of_all(float(self._request.asked), seconds)
-        self._last, self._next = step, step + max(1, int(_PATIENCE / max(slowest, 1e-6)))
+        apart = 1 if other_steps_follow else min(_MOST_STEPS, max(1, int(_PATIENCE / max(slowest, 1e-6))))
+        self._last, self._next = step, step + apart
         self._since = time.perf_counter()
         return asked > 0
 

@@ -60,11 +60,12 @@ class DistillationTask(nn.Module):
         return nn.ModuleDict({"adapters": self.adapters, "terms": self.terms})
 
     @property
-    def rests(self) -> bool:
-        """Whether there are steps in which some of the weights take no part."""
-        always = {term.student for term in self.terms if term.loss.reads_output and term.loss.schedule is None}
-        changing = any(term.loss.schedule is not None or term.loss.replays_student for term in self.terms)
-        return changing or always != set(self.students)
+    def has_idle_weights(self) -> bool:
+        """Whether there may be steps in which some of the weights take no part."""
+        steady = [term for term in self.terms if term.loss.schedule is None and term.loss.weight > 0]
+        whole = {term.student for term in steady if term.loss.reads_output}
+        # Of the bridges of fcfd, which are adapters, each step has those of the paths that it draws.
+        return len(self.adapters) > 0 or len(steady) < len(self.terms) or whole != set(self.students)
 
     def weights_at(self, step: int, total_steps: int) -> list[float]:
         """The weight of each term in optimizer step ``step`` of ``total_steps``."""
@@ -73,7 +74,7 @@ class DistillationTask(nn.Module):
     def needs(self, weights: Sequence[float]) -> dict[str, Need]:
         """What terms of these weights want of each network; one that is not there need not run."""
         wanted: dict[str, Need] = {}
-        for term, weight in zip(self.terms, weights):
+        for term, weight in zip(self.terms, weights, strict=True):
             for name, need in term.needs.items() if weight > 0 else ():
                 wanted[name] = wanted.get(name, Need()) | need
         return wanted
@@ -97,7 +98,7 @@ class DistillationTask(nn.Module):
             batch, {**(teachers or {}), **given}, self.students, self.teacher_weights, self.pairs, self.adapters
         )
         total, values = batch.lr.new_zeros(()), {}
-        active = [(term, weight) for term, weight in zip(self.terms, weights) if weight > 0]
+        active = [(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight > 0]
         vgg_layers = frozenset().union(*(term.loss.vgg_layers for term, _ in active))
         with feature_cache(vgg_layers, self._autocast(batch.lr.device)):
             for term, weight in active:

@@ -43,7 +43,6 @@ class Term(nn.Module):
         seed: of the run.
 
     Attributes:
-        label: the name in the log; those of a peer begin with its name.
         needs: what it wants of each network, by name.
     """
 
@@ -85,6 +84,7 @@ class Term(nn.Module):
         """
         inputs = LossInputs(
             lr=step.batch.lr,
+            # As far as a luma student can reach it, which takes the student's output: it is there where the loss reads it.
             hr=step.hr(self.student) if self.loss.reads_output else step.batch.hr,
             student=step.given[self.student],
             targets=[] if self.loss.reads_maps else self._targets(step),
@@ -92,9 +92,12 @@ class Term(nn.Module):
             reachable=functools.partial(step.reachable, self.student),
         )
         try:
-            return self.module(inputs)
+            value = self.module(inputs)
         except LossError as error:
             raise UserError(f"loss {self.label}: {error}.") from error
+        if value.ndim:
+            raise UserError(f"loss {self.label} gave a tensor of shape {tuple(value.shape)}; a loss gives one number.")
+        return value
 
     def _targets(self, step: StepReader) -> list[Tensor]:
         """The images that the output is compared with."""

@@ -151,7 +151,7 @@ def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch):
     assert run_training(options, "name=cut") == 130
     monkeypatch.undo()
     state = last_state(work, "cut")
-    assert state["progress"] == {"step": 3, "validated": 0, "best": {}, "best_step": {}}
+    assert state["progress"] == {"step": 3, "validated": 0, "judged_by": "", "best": {}, "best_step": {}}
     assert run_training(options, "name=cut", "--resume") == 0
     assert_same(last_state(work, "whole"), last_state(work, "cut"))
     lines = [
@@ -159,6 +159,25 @@ def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch):
     ]
     shown = [[x for x in one if x["kind"] == "validation"] for one in lines]
     assert shown[0] == shown[1]
+
+
+def test_a_wsd_run_prolonged_after_its_end_equals_a_longer_one(work):
+    options = write_options(work, schedule={"type": "wsd", "decay": 0.5}, validation=None)
+    assert run_training(options, "name=longer", "train.total_steps=12") == 0
+    assert run_training(options, "name=parts", "train.total_steps=8", "train.keep_checkpoints=1") == 0
+    assert run_training(options, "name=parts", "train.total_steps=12", "--resume") == 0
+    assert_same(last_state(work, "longer"), last_state(work, "parts"))
+
+
+def test_another_metric_decides_anew_which_student_is_best(work, capsys):
+    options = write_options(work)
+    assert run_training(options, "train.total_steps=3") == 0
+    capsys.readouterr()
+    assert run_training(options, "--resume", "validation.metrics=[ssim_y]") == 0
+    said = capsys.readouterr().out
+    assert "was chosen by psnr_y_b2 on set: now ssim_y_b2 on set decides anew" in said
+    assert last_state(work, "run")["progress"]["best"]["student"] < 1
+    assert last_state(work, "run")["progress"]["best_step"] == {"student": 6}
 
 
 def test_a_batch_that_cannot_be_shared(work):

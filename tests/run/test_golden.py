@@ -161,7 +161,7 @@ def _trainer(work, **train):
     options.write_text(yaml.safe_dump(tree))
     loaded = load_options(options)
     run = build_run(loaded)
-    accelerator = make_accelerator(loaded, run.task.rests)
+    accelerator = make_accelerator(loaded, run.task.has_idle_weights)
     return Trainer(run, None, run.open_store(torch.device("cpu"), print, quiet=True), accelerator), run
 
 

@@ -71,6 +71,37 @@ def test_networks_of_this_package_and_automatic_pairs():
     assert len(terms) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"count": 2}, "pairs, count or adapter has no effect"),
+        ({"self_ensemble": True, "losses": [{"type": "fitnet"}]}, "self_ensemble has no effect"),
+        ({"losses": [{"type": "l1"}]}, "the teacher teacher has no effect"),
+        ({"losses": [{"type": "l1", "against": "teacher"}] * 2}, "several losses are called l1_sr_teacher"),
+    ],
+)
+def test_what_has_no_effect_is_refused(change, expected):
+    arguments = {
+        "student": _network(4),
+        "teacher": _network(6),
+        "losses": [{"type": "l1", "against": "teacher"}],
+    } | change
+    with pytest.raises(UserError, match=expected):
+        Distiller(**arguments)
+
+
+def test_a_network_is_not_its_own_teacher():
+    network = _network(4)
+    with pytest.raises(UserError, match="the student is also the teacher"):
+        Distiller(network, network, LOSSES, pairs=[("1", "1")])
+
+
+def test_too_few_weights_are_noticed():
+    distiller = Distiller(_network(4), _network(6), LOSSES, pairs=[("1", "1")])
+    with pytest.raises(ValueError, match="zip"):
+        distiller(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16), weights=[1.0])
+
+
 def test_a_schedule_needs_to_know_the_step():
     losses = [{"type": "l1"}, {"type": "l1", "against": "teacher", "schedule": {"decay_to": 0}}]
     distiller = Distiller(_network(4), _network(6), losses)

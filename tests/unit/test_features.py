@@ -88,6 +88,30 @@ def test_layers_before_an_activation(name):
             chain_before_activations(list_taps(model), name)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ReLU",
+        "ReLU6",
+        "LeakyReLU",
+        "PReLU",
+        "RReLU",
+        "ELU",
+        "CELU",
+        "SELU",
+        "GELU",
+        "SiLU",
+        "Mish",
+        "Softplus",
+        "Hardswish",
+    ],
+)
+def test_activations_are_known(name):
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), getattr(nn, name)(), nn.Conv2d(4, 3, 3, padding=1))
+    points = list_taps(SRModel(body, ModelSpec(name="t", scale=1)))
+    assert [(point.path, point.before_activation) for point in points] == [("0", True), ("1", False), ("2", False)]
+
+
 def test_activation_boundary_compares_maps_before_the_activation():
     student = build_model(architecture(type="mobile_sr", num_feat=8, num_block=3), 2)
     teacher = build_model(architecture(type="edsr", num_feat=8, num_block=4), 2)

@@ -140,6 +140,15 @@ def test_they_train_a_student(kind, color):
     assert kind == "muon" or losses["soap"] < losses["adam"]
 
 
+def test_soap_leaves_what_is_not_finite_to_the_check_of_the_losses():
+    kernel = nn.Conv2d(3, 4, 3)
+    optimizer = _make(kernel, "soap")
+    for _ in range(12):
+        kernel.weight.grad = torch.full_like(kernel.weight, float("nan"))
+        optimizer.step()
+    assert kernel.weight.isnan().all()
+
+
 def test_soap_takes_gradients_of_nothing():
     kernel = nn.Conv2d(3, 4, 3)
     optimizer = _make(kernel, "soap")

@@ -12,14 +12,16 @@ import torch
 from safetensors import safe_open
 
 from sr_distill.cli import main
+from sr_distill.contracts import Batch
 from sr_distill.errors import UserError
 from sr_distill.evaluate import MetricOptions, make_metric, open_set
+from sr_distill.losses import perceptual
 from sr_distill.models import bicubic_model, build_model, load_model, save_model, upscale_uint8
 from sr_distill.options import LossOptions, validate
 from sr_distill.plugins import load_plugins, plugin_of
 from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
 
-from ..conftest import natural_image, write_image
+from ..conftest import Objective, natural_image, small, write_image
 
 NETWORK = '''
 from typing import Literal
@@ -285,3 +287,41 @@ def test_a_field_that_the_function_does_not_take_is_refused():
     _run(head + function + uses_it.replace('"mine"', '"uses_it"'))
     used = validate(LossOptions, {"type": "uses_it", "gamma": 2.0}, "test")
     assert used(*used.arguments(None, torch.ones(2), torch.zeros(2))).item() == 2.0
+
+    family = "class Base(FeatureLoss):\n    idle: float = Field(1.0, description='Unused.')\n"
+    heir = options.format(field="beta").replace("(FeatureLoss)", "(Base)").replace('"mine"', '"heir"')
+    with pytest.raises(TypeError, match="idle is no keyword argument"):
+        _run(head + function + family + heir)
+    with pytest.raises(TypeError, match=r"give its function: @register_loss\(function\)"):
+        _run(head + function + options.format(field="beta").replace("(f)", ""))
+
+
+def test_a_loss_of_ones_own_may_look_through_vgg(random_backbones):
+    """It need not say which layers it looks at; those that the others announced are looked at once all the same."""
+    head = "from typing import Literal\nfrom sr_distill.losses import PixelLoss, perceptual, register_loss\n"
+    text = 'def deep(sr, target):\n    return perceptual(sr, target, {"conv2_1": 1.0})\n\n\n@register_loss(deep)\n'
+    _run(head + text + 'class Deep(PixelLoss):\n    """Deep."""\n    type: Literal["deep"]\n')
+    student, hr = build_model(small("mobile_sr"), 2), torch.rand(1, 3, 32, 32)
+    losses = [{"type": "deep"}, {"type": "perceptual", "layers": {"conv1_1": 1.0}}]
+    batch = Batch(torch.rand(1, 3, 16, 16), hr)
+    _, values = Objective(losses, student)(batch)
+    torch.testing.assert_close(values["deep_sr_hr"], perceptual(student(batch.lr), hr, {"conv2_1": 1.0}).detach())
+
+
+def test_a_network_of_the_wrong_size_is_a_sentence(tmp_path):
+    load_plugins([_plugin(tmp_path / "my_models.py", NETWORK.replace("nn.PixelShuffle(scale)", "nn.PixelShuffle(1)"))])
+    with pytest.raises(
+        UserError, match=r"tiny at scale 2 makes \(1, 12, 16, 16\) of \(1, 3, 16, 16\): a network gives"
+    ):
+        build_model(ARCHITECTURES["tiny"](type="tiny"), 2)
+
+
+def test_a_mistake_in_a_metric_shows_where_it_is(tmp_path, capsys):
+    head = "    def measure(self, pair, scale):"
+    plugin = _plugin(tmp_path / "my_metric.py", METRIC.replace(head, f"{head}\n        raise ValueError('mine')"))
+    write_image(tmp_path / "set/a.png", natural_image(48, 48))
+    arguments = ["--datasets", str(tmp_path / "set"), "--scale", "2", "--device", "cpu", "--metrics", "my_metric"]
+    assert main(["evaluate", "--plugins", plugin, *arguments]) == 3
+    said = capsys.readouterr().err
+    assert "ValueError: mine" in said
+    assert "my_metric.py" in said

@@ -135,6 +135,32 @@ TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "we
             {"losses": [{"type": "fitnet"}], "teacher": {"model": "c", "cache": False, "self_ensemble": True}},
             "cache and self_ensemble of the teacher 'teacher' has no effect",
         ),
+        ({"losses": [{"type": "l1", "name": "total"}]}, "cannot be called total, which is something else in the log"),
+        ({"losses": [{"type": "l1"}, {"type": "l1", "student": "student"}]}, "several losses are called l1_sr_hr"),
+        (
+            {"teacher": {"model": "c"}, "losses": [{"type": "pkt"}], "features": {"adapter": "conv3x3"}},
+            "features.adapter has no effect: no loss on features needs an adapter",
+        ),
+        (
+            {
+                "teachers": [TEACHERS[0] | {"features": {"count": 1}}],
+                "losses": [{"type": "pkt"}],
+                "features": {"count": 2},
+            },
+            "features has no effect: .* each teacher has features of its own",
+        ),
+        (
+            {"teachers": [TEACHERS[1]], "losses": [{"type": "l1", "against": "teacher"}]},
+            "weight of the teacher 'b' has no effect",
+        ),
+        ({"losses": [{"type": "l1", "schedule": {"warmup": 1}}]}, "this schedule changes nothing"),
+        ({"losses": [{"type": "frequency", "amplitude": 0, "phase": 0}]}, "both parts of frequency have factor 0"),
+        (
+            {"teacher": {"model": "c"}, "losses": [{"type": "rkd", "distance_weight": 0, "angle_weight": 0}]},
+            "both parts of rkd",
+        ),
+        ({"losses": [{"type": "perceptual", "layers": {"conv1_1": 0.0}}]}, "losses.0.layers.conv1_1"),
+        ({"validation": {"set": "embedded", "metrics": ["psnr_y", "psnr_y"]}}, "psnr_y is there more than once"),
         (
             {"teachers": TEACHERS, "losses": [{"type": "l1", "against": "teacher", "teacher": n} for n in "ab"]},
             "weight of the teacher 'b' has no effect",
@@ -232,6 +258,30 @@ def test_mutual_learning_of_features():
     torch.testing.assert_close(values["peer_1_mutual_features_peers"], torch.stack(expected).mean().detach())
     total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.task.parameters())
+
+
+@pytest.mark.parametrize(
+    ("losses", "idle"),
+    [
+        ([{"type": "l1"}], False),
+        ([{"type": "l1"}, {"type": "l1", "against": "teacher"}], False),
+        ([{"type": "l1"}, {"type": "spatial_affinity"}], False),
+        ([{"type": "l1"}, {"type": "fcfd", "appearance": 0.0, "teacher_to_student": 0.0}], True),
+        ([{"type": "l1"}, {"type": "l1", "against": "teacher", "weight": 0.0}], True),
+        ([{"type": "l1"}, {"type": "l1", "against": "teacher", "schedule": {"start": 5}}], True),
+        ([{"type": "spatial_affinity"}], True),
+    ],
+)
+def test_weights_that_take_no_part_in_some_steps_are_foreseen(losses, idle):
+    """Several processes must know: they wait for the gradient of each weight."""
+    objective = Objective(losses, build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2))
+    assert objective.task.has_idle_weights == idle
+
+
+@pytest.mark.parametrize("name", ["student", "a.b", ""])
+def test_a_teachers_name_is_nobody_elses(name):
+    with pytest.raises(UserError, match=f"a teacher cannot be called '{name}'"):
+        Distiller(build_model(small("mobile_sr"), 2), {name: build_model(small("edsr"), 2)}, [{"type": "fitnet"}])
 
 
 def test_peers_may_compare_their_features_alone():

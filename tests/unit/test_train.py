@@ -16,11 +16,12 @@ from sr_distill.errors import UserError
 from sr_distill.files import atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.schema import ScheduleOptions
-from sr_distill.train import open_run
+from sr_distill.train import Validation, open_run
 from sr_distill.train.average import averaged
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from sr_distill.train.log import MetricsLog
 from sr_distill.train.schedule import learning_rate_at, weight_at
+from sr_distill.train.stop import StopAgreement, StopRequest
 
 from .test_options import MINIMAL
 
@@ -208,7 +209,11 @@ def test_log_drops_what_lies_after_the_checkpoint(tmp_path):
     assert lines[0]["worst"] is None
     assert {line["kind"] for line in lines} == {"train"}
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("train/total")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("train/total")] == [
+        (10, 1.0),
+        (20, 2.0),
+        (30, 7.0),
+    ]
 
 
 def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
@@ -253,6 +258,62 @@ def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
     save_checkpoint(folder.checkpoints, 5, {}, 1)
     longer = _options(tmp_path, name="steady", train={"total_steps": 99}, **steady)
     assert open_run(longer, resume=True)[2] == []
+
+
+def test_a_wsd_run_is_prolonged_from_before_its_decay(tmp_path):
+    plan = {"schedule": {"type": "wsd", "decay": 0.5}}
+    folder, *_ = open_run(_options(tmp_path, **plan, train={"total_steps": 20}), resume=False)
+    for step in (4, 8, 10, 14, 16, 20):
+        save_checkpoint(folder.checkpoints, step, {}, keep=2, spare=10)
+    assert [path.name[-6:-3] for path in sorted(folder.checkpoints.iterdir())] == ["010", "016", "020"]
+    same = open_run(_options(tmp_path, **plan, train={"total_steps": 20}), resume=True)
+    assert same[1].name == "step_00000020.pt"
+    _, checkpoint, said = open_run(_options(tmp_path, **plan, train={"total_steps": 80}), resume=True)
+    assert (checkpoint.name, said) == ("step_00000010.pt", [])
+
+
+def test_a_run_that_is_done_says_nothing_of_rates(tmp_path):
+    folder, *_ = open_run(_options(tmp_path), resume=False)
+    save_checkpoint(folder.checkpoints, 10, {}, keep=2)
+    assert open_run(_options(tmp_path, train={"total_steps": 4}), resume=True)[2] == []
+
+
+class _Two:
+    """Two processes, the other of which takes a millisecond a step and is never asked to stop."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def gather(self, mine):
+        return torch.cat([mine, torch.tensor([[0.0, 1e-3]])[:, : mine.shape[1]]])
+
+
+def test_processes_agree_every_few_steps_and_where_other_steps_follow():
+    request = StopRequest()
+    agreement = StopAgreement(_Two(), request)
+    assert not agreement.reached(1)
+    request.asked = True
+    answers = [agreement.reached(step) for step in range(2, 12)]
+    assert answers.index(True) < 8  # steps of a millisecond so far, but the next may take a minute
+    agreement = StopAgreement(_Two(), StopRequest())
+    agreement.reached(1)
+    agreement._request.asked = True
+    assert agreement.reached(2, other_steps_follow=True)
+    assert agreement.reached(3)
+
+
+@pytest.mark.parametrize(
+    ("score", "best", "higher", "lower"),
+    [
+        (1.0, None, True, True),
+        (2.0, 1.0, True, False),
+        (1.0, 1.0, False, False),
+        (math.nan, 1.0, False, False),
+        (1.0, math.nan, True, True),
+    ],
+)
+def test_which_score_is_better(score, best, higher, lower):
+    assert Validation("x", None, True).is_better(score, best) == higher
+    assert Validation("x", None, False).is_better(score, best) == lower
 
 
 def test_resume_tells_which_weights_jump(tmp_path):
