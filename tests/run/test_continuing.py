@@ -137,7 +137,20 @@ def test_processes_that_are_told_to_stop_save_and_go_on(work, number):
     assert_same(last_state(work, "whole"), last_state(work, "cut"))
 
 
-def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch):
+def test_a_checkpoint_of_another_run_does_not_fit(work, capsys):
+    """And the last step leaves a checkpoint, also where it is not a multiple of checkpoint_every."""
+    options = write_options(work, teacher=None, losses=[{"type": "l1"}], validation=None)
+    assert run_training(options, "train.total_steps=4") == 0
+    assert run_training(options, "name=wide", "student.num_feat=16", "train.total_steps=4") == 0
+    checkpoints = sorted((work / "out/run/checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step_00000003.pt", "step_00000004.pt"]
+    checkpoints[1].write_bytes((work / "out/wide/checkpoints/step_00000004.pt").read_bytes())
+    capsys.readouterr()
+    assert run_training(options, "--resume") == 2
+    assert "step_00000004.pt does not fit this run (Error(s) in loading state_dict for" in capsys.readouterr().err
+
+
+def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch, capsys):
     """The validation that was cut short is done when the run goes on, as if it had never been stopped."""
     options = write_options(work)
     assert run_training(options, "name=whole") == 0
@@ -149,6 +162,7 @@ def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch):
 
     monkeypatch.setattr("sr_distill.cli.train.evaluate_set", stopping)
     assert run_training(options, "name=cut") == 130
+    assert "stopped after step 3; the state is in " in capsys.readouterr().err
     monkeypatch.undo()
     state = last_state(work, "cut")
     assert state["progress"] == {"step": 3, "validated": 0, "judged_by": "", "best": {}, "best_step": {}}
