@@ -139,6 +139,10 @@ def test_a_batch_costs_the_mean_of_its_samples(name):
 
 @pytest.mark.parametrize("name", ["similarity", "pkt", "rkd"])
 def test_relations_need_several_samples(name):
+    least = 3 if name == "rkd" else 2
+    assert getattr(losses, name)(torch.randn(least, 4), torch.randn(least, 4)).isfinite()
+    with pytest.raises(ValueError, match=f"^{name} compares relations .* at least {least} of them, got {least - 1}"):
+        getattr(losses, name)(torch.randn(least - 1, 4), torch.randn(least - 1, 4))
     with pytest.raises(ValueError, match="relations between samples and needs at least"):
         getattr(losses, name)(torch.randn(1, 4), torch.randn(1, 4))
     with pytest.raises(ValueError, match="the student has 4 samples and the teacher 3"):
@@ -146,10 +150,14 @@ def test_relations_need_several_samples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["fitnet", "logits", "soft_target", "channel_wise", "activation_boundary", "frequency"]
+    "name",
+    ["fitnet", "logits", "soft_target", "channel_wise", "activation_boundary", "frequency", "normalised_difference"],
 )
 def test_different_shapes_are_named(name):
-    with pytest.raises(ValueError, match=r"student has \(2, 3, 4, 5\) and the teacher \(2, 6, 4, 5\): an adapter"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{name} compares value by value, but the student has \(2, 3, 4, 5\) and the teacher \(2, 6, 4, 5\): an adapter",
+    ):
         getattr(losses, name)(torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5))
 
 
@@ -178,6 +186,19 @@ def test_hard_soft_weighs_both():
     torch.testing.assert_close(hard_soft(task, student, teacher, 0.4, 2.0, "mse"), 0.4 * mse + 0.6 * task)
     with pytest.raises(ValueError, match="allowed: kl, mse"):
         hard_soft(task, student, teacher, kind="l1")
+
+
+def test_a_neuron_at_zero_is_off():
+    """The boundary is between t <= 0 and t > 0: at zero the student is pushed down alone."""
+    student = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 1e-9]], dtype=torch.float64)
+    assert losses.activation_boundary(student, teacher).item() == pytest.approx(3 / 1000 * (1.5**2 + 0.5**2))
+
+
+def test_narrow_maps_keep_a_row_of_positions():
+    tall = torch.randn(1, 3, 1000, 1), torch.randn(1, 5, 1000, 1)
+    pooled = tuple(F.adaptive_avg_pool2d(x, (100, 1)) for x in tall)
+    torch.testing.assert_close(spatial_affinity(*tall, max_positions=10), spatial_affinity(*pooled, max_positions=100))
 
 
 def test_large_batches_and_maps_are_bounded():
