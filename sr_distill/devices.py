@@ -54,6 +54,12 @@ def process_share() -> tuple[int, int]:
     return torch.distributed.get_rank(), world_size
 
 
+def leave_processes() -> None:
+    """End what joins the processes: left to the end of the interpreter, its threads can abort a program that is done."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def gathered(items: list[T]) -> list[T]:
     """The items of all processes, in the order of their ranks; every process gets all."""
     _, world_size = process_share()

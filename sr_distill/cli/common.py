@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..devices import is_out_of_memory
+from ..devices import is_out_of_memory, leave_processes
 from ..errors import UserError
 from ..models import SRModel
 from ..plugins import load_plugins
@@ -47,6 +47,8 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
         traceback.print_exc()
         print("This is an error in sr_distill, or in a plugin: please report it with the lines above.", file=sys.stderr)
         return 3
+    finally:
+        leave_processes()
 
 
 def _sentence(error: Exception) -> str | None:

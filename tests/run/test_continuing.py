@@ -124,9 +124,6 @@ def test_processes_that_are_told_to_stop_save_and_go_on(work, number):
     _wait_for(lambda: (work / "out/cut/initial.safetensors").exists() or process.poll() is not None)
     time.sleep(5)
     process.send_signal(number)
-    started = time.time()
-    _wait_for(lambda: latest_checkpoint(work / "out/cut/checkpoints") is not None or process.poll() is not None, 30)
-    assert time.time() - started < 15
     _, said = process.communicate(timeout=90)
     step = last_state(work, "cut")["progress"]["step"]
     assert 0 < step < 3000, said[-2000:]

@@ -175,6 +175,9 @@ def test_projected_maps_are_principal_components():
     again = Projection(_pair(4, 6, "conv1x1"))
     again.load_state_dict(project.state_dict())
     assert torch.equal(again(maps, maps * 3)[0], project(maps, maps)[0])  # and a restored one is not fitted anew
+    faint = Projection(_pair(4, 3, "conv1x1"))
+    values = faint(torch.rand(1, 3, 40, 40), torch.randn(2, 3, 40, 40) * 1e-3)[1].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(values.std(1), torch.full((3,), 0.25), atol=1e-3, rtol=0)
     small_maps = torch.rand(1, 6, 8, 12)
     assert project(small_maps, small_maps)[0].shape == (1, 3, 32, 48)
     with pytest.raises(UserError, match="at least 3 channels"):
