@@ -18,6 +18,7 @@ from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.models import SRModel, Teacher
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.schema import FeatureOptions
+from sr_distill.registry import LOSSES, METRICS, STUDENTS, TEACHERS
 from sr_distill.train import build_task, tap_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_they_were():
+    """What a test's plugins registered is gone after it."""
+    before = [(registry, dict(registry.items())) for registry in (STUDENTS, TEACHERS, METRICS, LOSSES)]
+    yield
+    for registry, entries in before:
+        registry._entries = entries
 
 
 @pytest.fixture
