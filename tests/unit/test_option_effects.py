@@ -220,4 +220,6 @@ def test_features(field, value):
         return [(str(pair), [p.shape for p in Adapter(pair).parameters()]) for pair in pairs]
 
     assert observe() != observe(**{field: value})
+    named = {"pairs": [{"student": "body.1", "teacher": "body.0"}]}
+    assert field == "count" or observe(**named) != observe(**named | {"adapter": "conv3x3"})
     assert set(FeatureOptions.model_fields) == {"count", "adapter", "pairs"}

@@ -61,7 +61,7 @@ def test_a_changed_map_leads_where_a_hook_would_lead(name):
 
 def test_layers_before_the_place_do_not_run_again_and_it_stops_where_asked():
     model = build_model(architecture(type="edsr", num_feat=8, num_block=4), 2)
-    seen = ReplayTaps(model, ["body.1", "body.2"]).run(torch.rand(1, 3, 16, 16))
+    seen = ReplayTaps(model, ["body.1", "body.2", "body.3"]).run(torch.rand(1, 3, 16, 16))
     ran = []
     for path in ("conv_first", "body.0.conv1", "body.1.conv1", "body.2.conv1", "body.3.conv1", "conv_last"):
         model.net.get_submodule(path).register_forward_hook(lambda *_, path=path: ran.append(path))
