@@ -31,9 +31,6 @@ class Need:
     def __or__(self, other: Need) -> Need:
         return Need(self.sr or other.sr, self.paths | other.paths, self.replay or other.replay)
 
-    def __bool__(self) -> bool:
-        return self.sr or self.replay or bool(self.paths)
-
 
 class TappedModel:
     """A network and the layers of it that can be read.

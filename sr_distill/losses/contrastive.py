@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ..data.bicubic import imresize
-from ..features import vgg19_features
 from .base import Loss, LossInputs, register_loss
 from .common import all_samples, evenly_spread
 from .feature_cache import layer_index, vgg_maps
+from .perceptual import LooksThroughVGG
 
 CSD_LAYERS: Mapping[str, float] = {
     "relu1_1": 1 / 32,
@@ -56,7 +56,7 @@ def contrastive(sr: Tensor, teacher_sr: Tensor, negatives: Tensor, layers: Mappi
 
 
 @register_loss(contrastive)
-class Contrastive(Loss):
+class Contrastive(LooksThroughVGG, Loss):
     """Near the teacher, away from bicubic images of the batch, in VGG19 (CSD, Wang et al. 2021)."""
 
     type: Literal["contrastive"] = Field(description="Name of the loss.")
@@ -68,16 +68,6 @@ class Contrastive(Loss):
     layers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         dict(CSD_LAYERS), min_length=1, description="Layer of VGG19 and its factor; by default those of the paper."
     )
-
-    @property
-    def vgg_layers(self) -> frozenset[int]:
-        """The indices of VGG19's layers that it looks at."""
-        return frozenset(map(layer_index, self.layers))
-
-    def prepare(self) -> None:
-        """Wrong names of layers and missing weights are an error now, not at the first step."""
-        _ = self.vgg_layers
-        vgg19_features()
 
     def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """The images of all processes, whose means are set against each other, and the negatives."""

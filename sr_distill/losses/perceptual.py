@@ -79,6 +79,22 @@ def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return (unit(student, 1) - unit(teacher, 1)).square().sum(1).mean()
 
 
+class LooksThroughVGG:
+    """What losses have in common whose ``layers`` are VGG19's."""
+
+    layers: Mapping[str, float]
+
+    @property
+    def vgg_layers(self) -> frozenset[int]:
+        """The indices of VGG19's layers that it looks at."""
+        return frozenset(map(layer_index, self.layers))
+
+    def prepare(self) -> None:
+        """Wrong names of layers and missing weights are an error now, not at the first step."""
+        _ = self.vgg_layers
+        vgg19_features()
+
+
 class ImageLoss(Loss):
     """A loss that looks at images through a pretrained network."""
 
@@ -90,7 +106,7 @@ class ImageLoss(Loss):
 
 
 @register_loss(perceptual)
-class Perceptual(ImageLoss):
+class Perceptual(LooksThroughVGG, ImageLoss):
     """Distance between VGG19 feature maps."""
 
     type: Literal["perceptual"] = Field(description="Name of the loss.")
@@ -101,16 +117,6 @@ class Perceptual(ImageLoss):
         description="Layer and its factor. Names as torchvision's modules (features.16) or spelled out (conv3_4, relu3_4, pool3).",
     )
     distance: Literal["l1", "l2"] = Field("l1", description="Mean absolute or mean squared difference of the maps.")
-
-    @property
-    def vgg_layers(self) -> frozenset[int]:
-        """The indices of VGG19's layers that it looks at."""
-        return frozenset(map(layer_index, self.layers))
-
-    def prepare(self) -> None:
-        """Wrong names of layers and missing weights are an error now, not at the first step."""
-        _ = self.vgg_layers
-        vgg19_features()
 
 
 @register_loss(lpips)
