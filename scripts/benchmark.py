@@ -109,7 +109,7 @@ def train(rounds: int) -> None:
 
 def evaluate(rounds: int) -> None:
     """Print the medians of the three times, taken in turn, and their ratios. Images are decoded before."""
-    model, device = open_model("mobile_sr_x4").eval(), torch.device("cpu")
+    model, device = open_model("mobile_sr_tiny_x4").eval(), torch.device("cpu")
     names = ["Set5", "Set14"] if data_root() else ["embedded"]
     images = [image.load(4) for name in names for image in open_set(name, 4, data_root()).images]
     with torch.no_grad():
@@ -144,7 +144,7 @@ def evaluate(rounds: int) -> None:
             times[kind].append(time.perf_counter() - start)
     medians = {kind: statistics.median(values[1:]) for kind, values in times.items()}  # the first round warms up
     print(
-        f"{len(images)} images of {', '.join(names)} at x4, mobile_sr_x4, {torch.get_num_threads()} threads, median of {rounds}:"
+        f"{len(images)} images of {', '.join(names)} at x4, mobile_sr_tiny_x4, {torch.get_num_threads()} threads, median of {rounds}:"
     )
     for kind, seconds in medians.items():
         print(f"{kind:18}  {seconds * 1e3:7.1f} ms")

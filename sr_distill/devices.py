@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +16,8 @@ from .errors import UserError
 T = TypeVar("T")
 
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,6 +38,18 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, where it is glibc; for a process that trains on the CPU.
+
+    By default it hands large blocks back to the system, which has to clear every page of them again in the next step.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 2**28)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

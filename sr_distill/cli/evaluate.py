@@ -92,7 +92,7 @@ def _measure(
             for model in models:
                 bar.set_description(f"{model.spec.name} on {benchmark.name}")
                 count = functools.partial(_keep, None, bar)
-                measured = evaluate_set(model, benchmark, device, metrics, outputs, count, share)
+                measured = evaluate_set(model, benchmark, device, metrics, outputs, count, share, luma_output=True)
                 results.append(_gathered(measured, benchmark))
             results += [_gathered(measured, benchmark) for measured in last]
     return results

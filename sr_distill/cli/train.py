@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from ..data import PairStore
-from ..devices import process_share
+from ..devices import keep_freed_memory, process_share
 from ..errors import UserError
 from ..evaluate import evaluate_set, make_metric, open_set
 from ..files import data_root
@@ -46,6 +46,8 @@ def _train(options: RunOptions, resume: bool) -> int:
     set_seed(options.seed)
     run = build_run(options)
     accelerator = make_accelerator(options, run.task.has_idle_weights)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     say = functools.partial(accelerator.print, flush=True)
     validate = _validation(options, accelerator.device)
     with accelerator.main_process_first():

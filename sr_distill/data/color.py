@@ -35,6 +35,16 @@ def luma(image: Tensor) -> Tensor:
     return _mix(image, forward[:1]) + 16.0 / 255.0
 
 
+def luma_to_gray(y: Tensor) -> Tensor:
+    """Luma in [16/255, 235/255] to gray in [0, 1], which is what R, G and B are where there is no chroma; any shape."""
+    return (y - 16.0 / 255.0) * _FULL_RANGE
+
+
+def gray_to_luma(gray: Tensor) -> Tensor:
+    """The inverse of :func:`luma_to_gray`."""
+    return gray / _FULL_RANGE + 16.0 / 255.0
+
+
 def with_luma_of(image: Tensor, source: Tensor) -> Tensor:
     """``image`` with its chroma kept and its luma replaced by that of ``source``; both RGB (..., 3, H, W).
 

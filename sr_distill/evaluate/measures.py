@@ -55,6 +55,22 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int) -> Tensor:
     return psnr(*ImagePair(sr, hr).luma(border))
 
 
+def psnr_of_luma(y: Tensor, hr: Tensor, border: int) -> Tensor:
+    """PSNR of a luma image against the luma of HR, rounded to 8 bits as MATLAB's ``rgb2ycbcr`` of a uint8 image is.
+
+    Args:
+        y: uint8 (B, 1, H, W), Y of BT.601 (16-235).
+        hr: uint8 RGB (B, 3, H, W).
+        border: as in :func:`psnr_y`.
+
+    Returns:
+        (B,) float64. What papers on luma networks print (Dong et al., "Accelerating the Super-Resolution Convolutional Neural
+        Network", ECCV 2016, and its code).
+    """
+    y, hr = _inside(y.expand_as(hr), hr, border)
+    return psnr(y[:, 0].double(), _luma_255(hr).round_())
+
+
 def psnr_rgb(sr: Tensor, hr: Tensor, border: int) -> Tensor:
     """PSNR over all three channels; otherwise as :func:`psnr_y`. Equal to BasicSR's ``calculate_psnr``."""
     sr, hr = _inside(sr, hr, border)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
-from ..models import SRModel
+from ..models import SRModel, collapse
 
 FRAME = (720, 1280)
 """Height and width of the output that costs are stated for, as in the papers."""
@@ -78,7 +78,7 @@ class Profile:
 def profile_model(
     model: SRModel, device: torch.device, runs: int = 5, file: Path | None = None, runtime: str = "torch"
 ) -> Profile:
-    """Measure one network at a 1280x720 output.
+    """Measure one network at a 1280x720 output, in the form that is deployed.
 
     Args:
         model: in eval mode; moved to ``device`` to be timed.
@@ -89,6 +89,7 @@ def profile_model(
     Raises:
         UserError: the runtime cannot run the network.
     """
+    model = SRModel(collapse(model.net), model.spec).eval()
     size = tuple(round(side / model.spec.scale) for side in FRAME)
     macs, activations, peak = _count(model, size)
     times = measure_latency(model, size, device, runs, runtime)

@@ -6,21 +6,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..data.color import gray_to_luma, luma, luma_to_gray
+from ..data.images import to_uint8
 from ..devices import is_out_of_memory
 from ..errors import MetricError, UserError
 from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
-from .measures import ImagePair, psnr_y
+from .measures import ImagePair, psnr_of_luma, psnr_y
 from .metrics import LPIPS_BACKBONES, ScaledMetric, make_metric
 from .sets import BenchmarkImage, BenchmarkSet
 
 AGREEMENT = "psnr_y_to_teacher"
 """The label of the PSNR of a model's output against the teacher's."""
 
+LUMA_OUTPUT = "psnr_of_luma_output"
+"""The label of the PSNR of what a luma network itself puts out."""
 
-def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], agreement: bool = False) -> list[str]:
+_EXTRAS = {
+    LUMA_OUTPUT: "PSNR of what a luma network itself puts out, Y rounded to 8 bits, against HR's Y rounded to 8 bits, as papers on luma "
+    "networks print it; psnr_y is that of the RGB image that a user gets; a border of {scale} cut off.",
+    AGREEMENT: "PSNR-Y of the output against the teacher's output, a border of {scale} cut off.",
+}
+EXTRAS = tuple(_EXTRAS)
+"""Labels of what is measured beside the metrics, on some models only."""
+
+
+def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], extras: Sequence[str] = ()) -> list[str]:
     """The protocol in sentences, printed with every table."""
     lines = [
         "Per image, then the mean over images; output clipped and rounded to 8 bits. Gray images are converted like colour ones.",
@@ -30,9 +43,7 @@ def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], agreement: bo
             for metric in metrics
         ),
     ]
-    if agreement:
-        lines.append(f"{AGREEMENT}: PSNR-Y of the output against the teacher's output, a border of {scale} cut off.")
-    return lines
+    return lines + [f"{extra}: {_EXTRAS[extra].format(scale=scale)}" for extra in extras]
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ def evaluate_set(
     teacher: Mapping[str, Tensor] | None = None,
     on_image: Callable[[str, Tensor | None], None] = lambda name, sr: None,
     share: tuple[int, int] = (0, 1),
+    luma_output: bool = False,
 ) -> SetResult:
     """Measure one model on one set.
 
@@ -113,12 +125,13 @@ def evaluate_set(
         teacher: the teacher's outputs, uint8 (3, H, W) by image: how far the model is from them is measured, too.
         on_image: called with each image's name, and the model's output if there is one, when it is done.
         share: (rank, number of processes): only this process's batches are measured.
+        luma_output: of a luma network, measure what it puts out itself, too (:data:`LUMA_OUTPUT`); it runs twice then.
     """
     model = model.to(device)
     metrics = default_metrics(model.spec.scale) if metrics is None else metrics
     result = SetResult(model.spec.name, benchmark.name)
     for batch in benchmark.batches()[share[0] :: share[1]]:
-        for name, outcome, sr in _measure(model, batch, device, metrics, teacher or {}):
+        for name, outcome, sr in _measure(model, batch, device, metrics, teacher or {}, luma_output):
             if isinstance(outcome, str):
                 result.problems.append(outcome)
             else:
@@ -139,6 +152,7 @@ def _measure(
     device: torch.device,
     metrics: Sequence[ScaledMetric],
     teacher: Mapping[str, Tensor],
+    luma_output: bool,
 ) -> list[Outcome]:
     """Each image's outcome. If a batch fails, its images are tried one by one, so that only those that must fail do."""
     loaded, outcomes = [], []
@@ -150,13 +164,15 @@ def _measure(
     alone = len(loaded) == 1
     if alone or len({lr.shape for _, lr, _ in loaded}) == 1:
         try:
-            return outcomes + _scored(model, loaded, device, metrics, teacher)
+            return outcomes + _scored(model, loaded, device, metrics, teacher, luma_output)
         except Exception as error:
             if not isinstance(error, UserError) and not is_out_of_memory(error):
                 raise  # a mistake in a metric or a network, not in an image
             if alone:
                 return [*outcomes, (loaded[0][0].name, _reason(error, loaded[0][0], model, device), None)]
-    return outcomes + [o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher)]
+    return outcomes + [
+        o for image, _, _ in loaded for o in _measure(model, [image], device, metrics, teacher, luma_output)
+    ]
 
 
 def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
@@ -166,15 +182,17 @@ def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: tor
 
 
 def _scored(
-    model: nn.Module,
+    model: SRModel,
     loaded: Sequence[tuple[BenchmarkImage, Tensor, Tensor]],
     device: torch.device,
     metrics: Sequence[ScaledMetric],
     teacher: Mapping[str, Tensor],
+    luma_output: bool,
 ) -> list[Outcome]:
     """Scores of images of one size."""
     try:
-        sr = upscale_uint8(model, torch.stack([lr for _, lr, _ in loaded]), device)
+        lr = torch.stack([lr for _, lr, _ in loaded])
+        sr = upscale_uint8(model, lr, device)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -185,11 +203,19 @@ def _scored(
     pair = ImagePair(sr, hr)
     columns = {metric.label: metric.measure(pair) for metric in metrics}
     names = [image.name for image, _, _ in loaded]
+    if luma_output and model.spec.color == "y":
+        columns[LUMA_OUTPUT] = psnr_of_luma(_luma_output(model, lr.to(device)).to(sr.device), hr, model.spec.scale)
     if teacher and all(name in teacher for name in names):
         target = torch.stack([teacher[name] for name in names]).to(sr.device)
         columns[AGREEMENT] = psnr_y(sr, target, model.spec.scale)
     rows = zip(*(column.tolist() for column in columns.values()))
     return [(name, dict(zip(columns, row)), one.cpu()) for name, row, one in zip(names, rows, sr)]
+
+
+def _luma_output(model: SRModel, lr: Tensor) -> Tensor:
+    """What a luma network itself makes of uint8 RGB (B, 3, h, w): uint8 Y (B, 1, H, W)."""
+    gray = model(luma_to_gray(luma(lr.float().div(255.0))))
+    return to_uint8(gray_to_luma(gray))
 
 
 def _find(values: Mapping[str, float], label: str) -> float | None:

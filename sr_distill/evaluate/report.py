@@ -14,7 +14,7 @@ from ..console import format_columns
 from ..files import write_json, write_text
 from .metrics import ScaledMetric
 from .profile import Profile
-from .protocol import AGREEMENT, SetResult, describe_protocol
+from .protocol import AGREEMENT, EXTRAS, SetResult, describe_protocol
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Report:
 
     @property
     def labels(self) -> list[str]:
-        """Labels of the columns: the metrics, and the agreement with the teacher if it was measured."""
-        measured = any(AGREEMENT in score.values for result in self.results for score in result.scores)
-        return [metric.label for metric in self.metrics] + ([AGREEMENT] if measured else [])
+        """Labels of the columns: the metrics, and what else was measured on some of the models."""
+        measured = {label for result in self.results for score in result.scores for label in score.values}
+        return [metric.label for metric in self.metrics] + [label for label in EXTRAS if label in measured]
 
     @property
     def protocol(self) -> list[str]:
         """How it was measured, in sentences."""
-        return describe_protocol(self.scale, self.metrics, AGREEMENT in self.labels)
+        return describe_protocol(self.scale, self.metrics, [label for label in self.labels if label in EXTRAS])
 
     def cell(self, label: str, value: float | None) -> str:
         """A value as a table shows it."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Prediction
+from ..data.color import luma, luma_to_gray
 from ..models import SRModel, Teacher
 from .substitution import ReplayTaps
 from .taps import Taps
@@ -20,16 +21,20 @@ class Need:
 
     Attributes:
         sr: its output.
+        color: in colour; without, a luma network gives gray, which is cheaper and all that it has made.
         paths: the layers whose maps are read.
         replay: running it on from a changed map.
     """
 
     sr: bool = False
+    color: bool = False
     paths: frozenset[str] = frozenset()
     replay: bool = False
 
     def __or__(self, other: Need) -> Need:
-        return Need(self.sr or other.sr, self.paths | other.paths, self.replay or other.replay)
+        return Need(
+            self.sr or other.sr, self.color or other.color, self.paths | other.paths, self.replay or other.replay
+        )
 
 
 class TappedModel:
@@ -50,6 +55,8 @@ class TappedModel:
 
     def run(self, lr: Tensor, need: Need) -> Prediction:
         """What is wanted, for RGB (B, 3, H, W) in [0, 1]; the output is not clipped."""
+        if not need.color and self.model.spec.color == "y":
+            lr = luma_to_gray(luma(lr))
         if need.replay:
             return self._replay_taps.run(lr)
         if need.paths:

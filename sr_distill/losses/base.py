@@ -57,7 +57,7 @@ class LossInputs:
     """What one term can look at in one step.
 
     Attributes:
-        lr, hr: the batch; for a luma student ``hr`` has the chroma that the student cannot change.
+        lr, hr: the batch; for a luma student ``hr`` has the chroma that the student cannot change, or is gray as its output.
         student: what the student gave.
         targets: the images that the output is compared with, each in turn.
         maps: the pairs of maps that are compared.
@@ -83,11 +83,15 @@ class Loss(TermOptions):
         adapted: whether the student's maps go through the adapter first; a loss that compares relations or attention takes
             maps with any numbers of channels as they are.
         before_activation: whether it is defined on maps before their activation function.
+        of_differences: whether its value on images is a mean, over pixels and channels, of a function of their difference alone. A luma
+            student's image differs from what it is compared with by the same in R, G and B: gray images give the same value then,
+            and are a third of the work.
     """
 
     function: ClassVar[Callable[..., Tensor]]
     adapted: ClassVar[bool] = True
     before_activation: ClassVar[bool] = False
+    of_differences: ClassVar[bool] = False
 
     @property
     def uses_adapter(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -65,6 +65,7 @@ class PixelLoss(Loss):
 class L1(PixelLoss):
     """Mean absolute difference."""
 
+    of_differences: ClassVar[bool] = True
     type: Literal["l1"] = Field(description="Name of the loss.")
 
 
@@ -72,6 +73,7 @@ class L1(PixelLoss):
 class MSE(PixelLoss):
     """Mean squared difference."""
 
+    of_differences: ClassVar[bool] = True
     type: Literal["mse"] = Field(description="Name of the loss.")
     on: Literal["sr", "decoded"] = Field(  # on features it would be fitnet
         "sr",
@@ -83,5 +85,6 @@ class MSE(PixelLoss):
 class Charbonnier(PixelLoss):
     """Smooth L1: mean of sqrt(d^2 + eps^2)."""
 
+    of_differences: ClassVar[bool] = True
     type: Literal["charbonnier"] = Field(description="Name of the loss.")
     eps: float = Field(1e-3, gt=0, description="Width of the smooth part, in units of the image (0-1).")

@@ -3,6 +3,7 @@
 from ..options.architectures import Architecture
 from ..registry import ARCHITECTURES, STUDENTS, TEACHERS, register_student, register_teacher
 from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
+from .blocks import collapse
 from .build import build_model
 from .files import load_model, model_key, save_model
 from .teacher import Teacher
@@ -17,6 +18,7 @@ __all__ = [
     "Teacher",
     "bicubic_model",
     "build_model",
+    "collapse",
     "load_model",
     "model_key",
     "register_student",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.bicubic import imresize, mirrored
-from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
+from ..data.color import gray_to_luma, luma_to_gray, rgb_to_ycbcr, ycbcr_to_rgb
 from ..data.images import to_uint8
 from ..options.architectures import Architecture
-from .blocks import collapse
+from .blocks import collapse, fill
 
 StateDict = Mapping[str, Tensor]
 
@@ -38,7 +38,8 @@ class SRModel(nn.Module):
 
     ``forward`` takes RGB (B, 3, H, W) in [0, 1] of any size and returns RGB (B, 3, H*scale, W*scale), not clipped. It converts
     to the network's value range, pads to the sizes it accepts and cuts the padding off again. For ``color: y`` the network
-    upscales BT.601 luma and chroma is upscaled by bicubic, as FSRCNN and ECBSR were published.
+    upscales BT.601 luma and chroma is upscaled by bicubic, as FSRCNN and ECBSR were published; such a network upscales gray
+    (B, 1, H, W) in [0, 1], too, and gives what each channel of the same image in RGB would become.
 
     Attributes:
         autocast: dtype to which the network itself is autocast (bfloat16); None: as the caller has it. The conversion of colours is
@@ -57,15 +58,44 @@ class SRModel(nn.Module):
         renamed.autocast = self.autocast
         return renamed.train(self.training)
 
+    def collapsed(self) -> SRModel:
+        """The same network in the form that is deployed; itself where it has no other, or was not built by this package."""
+        architecture = self.spec.architecture
+        plain = None if architecture is None else architecture.collapsed()
+        if plain == architecture:
+            return self
+        net = plain.build(self.spec.scale)
+        net.load_state_dict(collapse(self.net).state_dict())
+        return SRModel(net, dataclasses.replace(self.spec, architecture=plain)).train(self.training)
+
+    def start_from(self, other: SRModel) -> list[str]:
+        """Take over the weights of a network of this one's kind: collapsed or not, for this scale or another.
+
+        Returns:
+            The weights that stay as they were, because their shapes depend on the scale.
+
+        Raises:
+            ValueError: it is another kind of network.
+        """
+        if other.spec == self.spec:
+            self.net.load_state_dict(other.net.state_dict())
+            return []
+        kinds = [dataclasses.replace(model.collapsed().spec, scale=0, size_multiple=1) for model in (self, other)]
+        if kinds[0] != kinds[1] or kinds[0].architecture is None:
+            raise ValueError(f"{other.spec.architecture} is another network")
+        return fill(self.net, other.collapsed().net.state_dict())
+
     @property
     def num_parameters(self) -> int:
         """Number of weights in the form that is deployed (re-parameterised blocks collapsed)."""
         return sum(parameter.numel() for parameter in collapse(self.net).parameters())
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Upscale RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale)."""
+        """Upscale RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale), or gray to gray."""
         if self.spec.color == "rgb":
             return self._run(lr)
+        if lr.shape[1] == 1:
+            return luma_to_gray(self._run(gray_to_luma(lr)))
         ycbcr = rgb_to_ycbcr(lr)
         chroma = imresize(ycbcr[:, 1:], self.spec.scale)
         return ycbcr_to_rgb(torch.cat([self._run(ycbcr[:, :1]), chroma], dim=1))

@@ -40,6 +40,10 @@ class Architecture(Options):
         """The network with random weights: (B, C, H, W) to (B, C, H*scale, W*scale), C 3, or 1 for ``color: y``."""
         raise NotImplementedError
 
+    def collapsed(self) -> Architecture:
+        """The options of the same network in the form that is deployed, where it has more weights in training."""
+        return self
+
     def size_multiple(self, scale: int) -> int:
         """Inputs are padded to a multiple of this."""
         return 1

@@ -154,20 +154,32 @@ class ScheduleOptions(Options):
         return self
 
 
+_USUAL: Mapping[str, Mapping[str, Any]] = {
+    "soap": {"learning_rate": 3e-3, "betas": [0.9, 0.95]},
+    "muon": {"learning_rate": 3e-3, "betas": [0.9, 0.99]},
+    "adam": {"learning_rate": 1e-3, "betas": [0.9, 0.99]},
+    "adamw": {"learning_rate": 1e-3, "betas": [0.9, 0.99]},
+}
+
+
 class OptimizerOptions(Options):
     """How weights are updated."""
 
     type: Literal["adam", "adamw", "muon", "soap"] = Field(
-        "adam",
-        description="adam; adamw: with decoupled weight decay; muon: the momentum of each kernel made orthogonal; soap: Adam in the eigenbases "
-        "of each kernel's gradients. muon and soap leave vectors to Adam.",
+        "soap",
+        description="soap: Adam in the eigenbases of each kernel's gradients; muon: the momentum of each kernel made orthogonal; both leave "
+        "vectors to Adam. adam; adamw: with decoupled weight decay.",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
+    learning_rate: float = Field(
+        3e-3,
+        gt=0,
+        description="Highest learning rate. Not given it is 3e-3 for soap and muon, 1e-3 for adam and adamw.",
+    )
     betas: list[float] = Field(
-        [0.9, 0.99],
+        [0.9, 0.95],
         min_length=2,
         max_length=2,
-        description="Decay of the two moments; for soap 0.95 is usual as the second.",
+        description="Decay of the two moments. Not given it is 0.9, 0.95 for soap, 0.9, 0.99 for the others.",
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the momentum of kernels.")
     precondition_every: int = Field(10, ge=1, description="soap: steps between two updates of the eigenbases.")
@@ -178,6 +190,12 @@ class OptimizerOptions(Options):
         "momentum": ("type", ("muon",)),
         "precondition_every": ("type", ("soap",)),
     }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_of_the_type(cls, tree: Any) -> Any:
+        usual = _USUAL.get(tree.get("type", "soap")) if isinstance(tree, dict) else None
+        return {**usual, **tree} if usual else tree
 
     @field_validator("betas")
     @classmethod
@@ -244,7 +262,9 @@ class RunOptions(Options):
     output_dir: str = Field("experiments", description="Folder of the runs.")
     student: ArchitectureOptions = Field(description="The network to train.")
     init_from: str | None = Field(
-        None, description="A .safetensors of the same network to start from; None: random weights."
+        None,
+        description="A .safetensors of the same network to start from, trained for this scale or another (then all but the last "
+        "layers are taken over); None: random weights.",
     )
     peers: list[ArchitectureOptions] = Field(
         [],

@@ -151,7 +151,7 @@ def _sources(loss: Loss, student: str, students: list[str], teachers: list[str])
 def _start_from(options: RunOptions, student: SRModel) -> None:
     if options.init_from is None:
         return
-    start = open_model(options.init_from, options.scale, options.student)
-    if start.spec != student.spec:
-        raise UserError(f"init_from: {options.init_from} is another network ({start.spec.architecture}) than student.")
-    student.load_state_dict(start.state_dict())
+    try:
+        student.start_from(open_model(options.init_from))
+    except ValueError as error:
+        raise UserError(f"init_from: {options.init_from} is another network than student: {error}.") from None

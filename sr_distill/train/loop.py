@@ -324,7 +324,7 @@ class Trainer:
                 "teacher": ", ".join(teacher.model for teacher in self.options.all_teachers.values()),
                 **{metric: f"{value:.4f}" for metric, value in (scores or {}).items()},
             }
-            save_model(self.averages[name].module, path, notes)
+            save_model(self.averages[name].module.collapsed(), path, notes)
 
 
 def _mixed(*numbers: int) -> int:

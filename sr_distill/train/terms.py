@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..contracts import Batch, Prediction
-from ..data.color import with_luma_of
+from ..data.color import luma, luma_to_gray, with_luma_of
 from ..errors import LossError, UserError
 from ..features import Adapter, FeaturePair, Need
 from ..losses import Loss, LossInputs, MatchedMaps
@@ -60,9 +60,10 @@ class Term(nn.Module):
         self.loss, self.student, self.sources, self.averaged = loss, student, tuple(sources), averaged
         self.links = tuple(pairs)
         self.module = loss.build([pair for matched in pairs.values() for pair in matched], seed)
-        self.needs = {student: Need(sr=loss.reads_output, replay=loss.replays_student)}
+        in_color = (loss.reads_output and not loss.of_differences) or loss.replays_student
+        self.needs = {student: Need(sr=loss.reads_output, color=in_color, replay=loss.replays_student)}
         for source in sources:
-            self.needs[source] = Need(sr=not loss.reads_maps, replay=loss.replays_teacher)
+            self.needs[source] = Need(sr=not loss.reads_maps, color=True, replay=loss.replays_teacher)
         for link, matched in pairs.items():
             self.needs[student] |= Need(paths=frozenset(pair.student.path for pair in matched))
             self.needs[link.source] |= Need(paths=frozenset(pair.teacher.path for pair in matched))
@@ -159,10 +160,14 @@ class StepReader:
         return self._maps[link]
 
     def reachable(self, student: str, image: Tensor) -> Tensor:
-        """For a luma student: the image's luma on the student's (bicubic) chroma, which is not the student's to change."""
+        """For a luma student: the image in gray if the student's output is, else its luma on the student's (bicubic) chroma.
+
+        Chroma is not the student's to change.
+        """
         if self._students[student].spec.color == "rgb":
             return image
-        return with_luma_of(self.given[student].sr.detach(), image)
+        sr = self.given[student].sr.detach()
+        return luma_to_gray(luma(image)) if sr.shape[1] == 1 else with_luma_of(sr, image)
 
     def _target(self, student: str, name: str, image: Tensor) -> Tensor:
         if (student, name) not in self._targets:

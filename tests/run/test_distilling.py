@@ -79,7 +79,7 @@ def test_every_loss_trains(work, name, random_backbones):
     assert last["total"] != first["total"]
     start, end = (load_model(work / f"out/run/{n}.safetensors").state_dict() for n in ("initial", "student"))
     moved = {key for key, value in end.items() if not torch.equal(value, start[key])}
-    assert {"net.body.0.weight", "net.body.2.weight"} <= moved
+    assert {"net.head.0.weight", "net.body.0.0.weight", "net.tail.bias"} <= moved
 
 
 @pytest.mark.parametrize("objective", ["replayed", "mutual"])

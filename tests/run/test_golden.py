@@ -53,7 +53,6 @@ def _plain_loop(work, name):
     set_seed(options.seed)
     run = build_run(options)
     student, task = run.students["student"], run.task
-    student.load_state_dict(load_model(work / f"out/{name}/initial.safetensors").state_dict())
     teacher = load_model(work / "teacher.safetensors").requires_grad_(False)
     store = run.open_store(torch.device("cpu"), print, quiet=True)
     batches = StepBatches(store, options.data.lr_size, options.data.batch_size, options.seed)
@@ -73,7 +72,7 @@ def _plain_loop(work, name):
             if half:
                 stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             if adapter is not None:
-                for key, net, path in (("s", student.net, "body.5"), ("t", teacher.net, "conv_after_body")):
+                for key, net, path in (("s", student.net, "body.1"), ("t", teacher.net, "conv_after_body")):
                     stack.callback(net.get_submodule(path).register_forward_hook(_into(maps, key)).remove)
             image = luma(lr) if student.spec.color == "y" else lr
             sr = student.net(image).float()
@@ -132,7 +131,7 @@ def test_five_steps(work, change, random_backbones):
     change = dict(change)
     second = {"type": "l1"} | change.pop("losses", {}) | {"against": "teacher", "weight": 0.5}
     losses = [{"type": "l1", "weight": 0.5}, second, *([FITNET] if "features" in change else [])]
-    optimizer = {"learning_rate": 2e-3} | change.pop("optimizer", {})
+    optimizer = {"type": "adam", "learning_rate": 2e-3} | change.pop("optimizer", {})
     train = {"total_steps": STEPS, "log_every": 1, "checkpoint_every": STEPS} | change.pop("train", {})
     schedule = {"type": "cosine", "warmup": 2, "min_factor": 0.1}
     tree = {"student": RGB, "validation": None, "losses": losses, "optimizer": optimizer, "train": train}
@@ -168,7 +167,7 @@ def _trainer(work, **train):
 def test_bf16_reaches_the_networks(work):
     trainer, run = _trainer(work, precision="bf16")
     seen = []
-    run.students["student"].net.body[2].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    run.students["student"].net.body[0][0].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     trainer._step(trainer.batches[0])
     assert seen == [torch.bfloat16]
 
@@ -180,7 +179,7 @@ def test_the_layout_reaches_weights_and_images(work, channels_last):
     net = run.students["student"].net
     net.register_forward_pre_hook(lambda m, i: seen.append(i[0]))
     trainer._step(trainer.batches[0])
-    for tensor in (seen[0], net.body[2].weight, trainer.averages["student"].module.net.body[2].weight):
+    for tensor in (seen[0], net.head[0].expand, trainer.averages["student"].module.net.head[0].expand):
         assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 

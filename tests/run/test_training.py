@@ -57,7 +57,7 @@ def test_starting_from_a_model_file(work):
     again = write_options(work, init_from=str(work / "out/run/student.safetensors"))
     assert run_training(again, "name=again") == 0
     first = load_model(work / "out/run/student.safetensors").state_dict()
-    assert_same(load_model(work / "out/again/initial.safetensors").state_dict(), first)
+    assert_same(load_model(work / "out/again/initial.safetensors").state_dict(), first, exact=False)
     assert run_training(again, "name=other", "student.num_feat=16") == 2
 
 

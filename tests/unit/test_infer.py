@@ -73,7 +73,7 @@ def test_a_network_that_sees_the_whole_image_says_so_when_it_is_cut():
 @pytest.mark.parametrize(
     ("name", "options", "radius"),
     [
-        ("mobile_sr", {"num_feat": 8, "num_block": 1}, 3),
+        ("mobile_sr", {"num_feat": 8, "num_block": 1}, 4),
         ("fsrcnn", {"color": "rgb"}, 8),
         ("fsrcnn", {"color": "y"}, 8),
         ("swinir", {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4}, 9),

@@ -240,3 +240,26 @@ def test_the_task_weighs_terms_once_and_keeps_hr_apart_from_the_teacher():
     torch.testing.assert_close(values["l1_sr_hr"], F.l1_loss(sr, hr).detach())
     torch.testing.assert_close(values["l1_sr_teacher"], F.l1_loss(sr, teacher).detach())
     torch.testing.assert_close(total, 0.3 * F.l1_loss(sr, hr) + 2 * F.l1_loss(sr, teacher) + charbonnier(sr, hr))
+
+
+OF_DIFFERENCES = [
+    name for name, loss in LOSSES.items() if loss.of_differences and loss.model_fields["on"].default == "sr"
+]
+
+
+@pytest.mark.parametrize("against", ["hr", "teacher"])
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
+def test_of_a_luma_student_gray_images_give_the_value_and_gradient_of_coloured_ones(name, against, monkeypatch):
+    student, teacher = build_model(small("mobile_sr", color="y"), 2), build_model(small("edsr"), 2)
+    batch = Batch(torch.rand(2, 3, 16, 12), torch.rand(2, 3, 32, 24))
+    found = []
+    for gray in (True, False):
+        monkeypatch.setattr(LOSSES[name], "of_differences", gray)
+        objective = Objective([{"type": name, "against": against}], student, teacher)
+        assert objective.task.needs([1.0])["student"].color != gray
+        student.zero_grad()
+        total, _ = objective(batch)
+        total.backward()
+        found.append((total.detach(), [p.grad.clone() for p in student.parameters()]))
+    assert found[0][0] > 0
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-4)

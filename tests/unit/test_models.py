@@ -76,7 +76,7 @@ def test_bf16_is_close_and_stays_float_outside(name):
 @pytest.mark.parametrize("color", ["rgb", "y"])
 def test_a_callers_autocast_reaches_the_network_and_not_the_colours(color):
     model, image, dtypes = build_model(small("mobile_sr", color=color), 2).eval(), torch.rand(1, 3, 12, 10), []
-    for module in (model.net.body[0], model.net.body[-1]):
+    for module in (model.net.head[0], model.net.tail):
         module.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
     with torch.no_grad():
         exact = model(image)
@@ -91,6 +91,14 @@ def test_a_callers_autocast_reaches_the_network_and_not_the_colours(color):
     if color == "y":
         chroma = imresize(rgb_to_ycbcr(image)[:, 1:], 2)
         torch.testing.assert_close(rgb_to_ycbcr(rough)[:, 1:], chroma, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_luma_network_makes_of_gray_what_it_makes_of_equal_channels(name):
+    model, gray = build_model(small(name, color="y"), 2).eval(), torch.rand(2, 1, 12, 10)
+    with torch.no_grad():
+        expected = model(gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(model(gray).expand(-1, 3, -1, -1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_output_has_the_dtype_of_the_input():
@@ -246,7 +254,7 @@ def test_mobile_sr_starts_near_nearest_neighbour_and_is_clipped_in_use():
     nearest = nn.functional.interpolate(image, scale_factor=4, mode="nearest")
     with torch.no_grad():
         assert (model.train()(image) - nearest).abs().mean() < 0.25
-        model.net.body[-1].bias.fill_(2.0)
+        model.net.tail.bias.fill_(2.0)
         assert model.train()(image).max() > 1
         assert model.eval()(image).max() == 1
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sr_distill.data import luma
 from sr_distill.models import build_model
 from sr_distill.options import validate
 from sr_distill.options.schema import OptimizerOptions
@@ -87,7 +88,7 @@ def test_what_is_no_matrix_is_adams(kind, shape):
     module = nn.Module()
     module.weight = weights[0]
     adam = torch.optim.AdamW([weights[1]], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
-    walked = [_walk(w, o, 6) for w, o in zip(weights, (_make(module, kind, weight_decay=0.1), adam))]
+    walked = [_walk(w, o, 6) for w, o in zip(weights, (_make(module, kind, weight_decay=0.1, betas=[0.9, 0.99]), adam))]
     torch.testing.assert_close(*walked)
 
 
@@ -131,7 +132,7 @@ def test_they_train_a_student(kind, color):
         optimizer = _make(student, name, learning_rate=3e-3)
         for _ in range(60):
             optimizer.zero_grad()
-            loss = (student(hr[..., ::2, ::2] * 0.8 + 0.1) - hr).square().mean()
+            loss = luma(student(hr[..., ::2, ::2] * 0.8 + 0.1) - hr).square().mean()
             losses.setdefault("first", loss.item())
             loss.backward()
             optimizer.step()
@@ -156,3 +157,15 @@ def test_soap_takes_gradients_of_nothing():
         kernel.weight.grad = torch.zeros_like(kernel.weight)
         optimizer.step()
     assert kernel.weight.isfinite().all()
+
+
+def test_each_optimizer_has_its_usual_settings():
+    usual = {kind: validate(OptimizerOptions, {"type": kind}, "test") for kind in ("adam", "adamw", "muon", "soap")}
+    assert {kind: (o.learning_rate, *o.betas) for kind, o in usual.items()} == {
+        "adam": (1e-3, 0.9, 0.99),
+        "adamw": (1e-3, 0.9, 0.99),
+        "muon": (3e-3, 0.9, 0.99),
+        "soap": (3e-3, 0.9, 0.95),
+    }
+    assert validate(OptimizerOptions, {}, "test") == usual["soap"]
+    assert validate(OptimizerOptions, {"type": "adam", "learning_rate": 0.5}, "test").learning_rate == 0.5

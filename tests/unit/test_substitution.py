@@ -145,7 +145,7 @@ def test_it_is_zero_for_the_teachers_own_maps_and_trains_the_student(name, on, r
     total, _ = objective(batch)
     assert total.item() > 0
     total.backward()
-    assert objective.student.net.body[0].weight.grad.abs().max() > 0
+    assert objective.student.net.head[0].expand.grad.abs().max() > 0
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in objective.adapters.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     twin = copy.deepcopy(teacher).requires_grad_()
@@ -191,16 +191,17 @@ def test_fcfd_with_one_pair_is_what_the_paper_writes():
     task = objective.task
     total, values = objective(batch)
     assert list(values) == ["fcfd_features", "l1_sr_hr"]
-    pair, teacher, body = objective.pairs[0], objective.teachers["teacher"].teacher.model, objective.student.net.body
-    s, t = body[:-1](batch.lr), Taps(teacher, [pair.teacher.path]).run(batch.lr).features[pair.teacher.path]
-    assert pair.student.path == f"body.{len(body) - 2}"
+    pair, teacher, net = objective.pairs[0], objective.teachers["teacher"].teacher.model, objective.student.net
+    head = net.head(batch.lr)
+    s, t = net.body(head), Taps(teacher, [pair.teacher.path]).run(batch.lr).features[pair.teacher.path]
+    assert pair.student.path == f"body.{len(net.body) - 1}"
     adapted, back = objective.adapters[0].conv(s), task.terms[0].module.to_student[0].conv(t)
     own = teacher(batch.lr)
     through_teacher = _edsr_from_its_last_block(teacher.net, batch.lr, adapted)
-    through_student = objective.student.net.upsampler(body[-1](back) + batch.lr.repeat_interleave(4, dim=1))
+    through_student = net.upsampler(net.tail(back + head) + batch.lr.repeat_interleave(4, dim=1))
     by_hand = 0.5 * F.mse_loss(adapted, t) + 2 * F.l1_loss(through_teacher, own) + 3 * F.l1_loss(through_student, own)
     torch.testing.assert_close(values["fcfd_features"], by_hand.detach())
-    weights = [body[0].weight, body[-1].weight, *task.adapters.parameters(), *task.terms.parameters()]
+    weights = [net.head[0].expand, net.tail.expand, *task.adapters.parameters(), *task.terms.parameters()]
     expected = torch.autograd.grad(by_hand + F.l1_loss(objective.student(batch.lr), batch.hr), weights)
     for got, wanted in zip(torch.autograd.grad(total, weights), expected):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
@@ -260,7 +261,8 @@ def test_fcfd_asks_of_a_luma_student_what_it_can_change():
     with torch.no_grad():
         t = Taps(teacher, [pair.teacher.path]).run(batch.lr).features[pair.teacher.path]
         back = objective.task.terms[0].module.to_student[0].conv(t)
-        through = student.net.upsampler(student.net.body[-1](back) + luma(batch.lr).repeat_interleave(4, dim=1))
+        y = luma(batch.lr)
+        through = student.net.upsampler(student.net.tail(back + student.net.head(y)) + y.repeat_interleave(4, dim=1))
         expected = (through - luma(teacher(batch.lr))).abs().mean() * 255 / 219
     torch.testing.assert_close(values["fcfd_features"], expected, atol=1e-6, rtol=1e-5)
 

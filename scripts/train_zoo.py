@@ -1,0 +1,210 @@
+"""Train the models of the zoo one after the other, most valuable first; each goes on where it was stopped.
+
+train_zoo.py status              a line for each file of options/zoo/: how far it is
+train_zoo.py run                 train what is not finished, in their order
+train_zoo.py land                put each trained model that beats the one in the zoo, or has none there, into sr_distill/zoo/, with its card
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from sr_distill.errors import UserError
+from sr_distill.evaluate import evaluate_set, open_set
+from sr_distill.files import data_root, write_text
+from sr_distill.models import SRModel, bicubic_model, load_model, save_model
+from sr_distill.options import RunOptions, load_options
+from sr_distill.train import RunFolder
+from sr_distill.train.checkpoint import latest_checkpoint, step_of
+from sr_distill.zoo import open_model
+
+ROOT = Path(__file__).resolve().parents[1]
+QUEUE = ROOT / "options/zoo"
+ZOO = ROOT / "sr_distill/zoo"
+SETS = ("Set5", "Set14")
+LICENCES = {"hit_srf": "MIT", "rlfn": "Apache-2.0", "PAN": "none stated (research use)"}
+"""Of teachers, by the start of their files' names."""
+
+
+class Job:
+    """One file of the queue: a run, its folder, and how far it is."""
+
+    def __init__(self, path: Path, overrides: list[str]) -> None:
+        self.path, self.overrides = path, overrides
+        self.options: RunOptions = load_options(path, overrides)
+        self.name = self.options.name
+        self.folder = RunFolder(Path(self.options.output_dir) / self.name)
+
+    @property
+    def step(self) -> int:
+        """The step of its last checkpoint."""
+        last = latest_checkpoint(self.folder.checkpoints)
+        return 0 if last is None else step_of(last)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last step is done and its student written."""
+        return self.step >= self.options.train.total_steps and self.folder.trained().exists()
+
+    @property
+    def status(self) -> str:
+        """A line."""
+        state = "finished" if self.is_finished else "begun" if self.step else "waiting"
+        return f"{self.name:24}  {state:8}  {self.step:>7,} of {self.options.train.total_steps:,} steps"
+
+    def train(self, deadline: float) -> bool:
+        """Train until it is finished (True) or the time is over, in a process of its own, which ends with a checkpoint.
+
+        Raises:
+            UserError: the training failed.
+        """
+        command = [sys.executable, str(ROOT / "scripts/train.py"), "-opt", str(self.path), *self.overrides]
+        with subprocess.Popen([*command, *(["--resume"] if self.folder.options.exists() else [])]) as process:
+            try:
+                code = process.wait(None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                code = process.wait()
+            except KeyboardInterrupt:  # the training got it, too
+                code = process.wait()
+        if code not in (0, 130):
+            raise UserError(f"{self.name}: the training ended with exit code {code}; see above.")
+        return code == 0
+
+
+def run(jobs: list[Job], minutes: float) -> None:
+    """Train what is not finished; a line of status whenever one begins or ends."""
+    deadline = time.monotonic() + 60 * minutes
+    for job in jobs:
+        print(job.status, flush=True)
+        if not job.is_finished:
+            finished = job.train(deadline)
+            print(job.status, flush=True)
+            if not finished:
+                break
+
+
+def land(jobs: list[Job]) -> None:
+    """Measure each trained student and put it into the zoo where it is better, by the mean over the sets, than what is there."""
+    for job in jobs:
+        trained = job.folder.trained()
+        if not trained.exists():
+            continue
+        scores, standing = measure(load_model(trained)), _standing(job.name)
+        if standing is not None and _mean(scores) <= _mean(standing):
+            print(f"{job.name}: {_mean(scores):.3f} dB is no better than the {_mean(standing):.3f} dB in the zoo")
+            continue
+        model = load_model(trained)
+        save_model(model, ZOO / f"{job.name}.safetensors")
+        write_text(ZOO / f"{job.name}.md", card(job, model, scores))
+        print(f"{job.name}: {_mean(scores):.3f} dB is in the zoo now")
+
+
+def measure(model: SRModel) -> dict[str, list[float]]:
+    """PSNR-Y and SSIM-Y by set."""
+    found = {}
+    for name in SETS:
+        result = evaluate_set(model, open_set(name, model.spec.scale, data_root()), torch.device("cpu"))
+        if result.problems:
+            raise UserError(" ".join(result.problems))
+        found[name] = [round(result.mean("psnr_y"), 4), round(result.mean("ssim_y"), 5)]
+    return found
+
+
+def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
+    """What the file is, how good, made from what, how to repeat it, and its licence."""
+    options, architecture = job.options, job.options.student
+    teacher = options.teacher.model
+    licence = next((text for start, text in LICENCES.items() if Path(teacher).name.startswith(start)), "see its source")
+    rows = {"bicubic": measure(bicubic_model(options.scale)), job.name: scores}
+    rows[f"its teacher, {Path(teacher).stem}"] = measure(open_model(teacher, options.scale))
+    lines = [
+        f"| {name} | " + " | ".join(f"{p:.2f} / {s:.4f}" for p, s in row.values()) + " |" for name, row in rows.items()
+    ]
+    file = job.path.resolve().relative_to(ROOT)
+    data = ", ".join(f"{s.hr}" + (f" shrunk by {s.downscale}" if s.downscale > 1 else "") for s in options.data.train)
+    shape = f"{architecture.num_feat} channels, {architecture.num_block} blocks, {model.num_parameters:,} parameters"
+    crops = f"{options.data.batch_size} crops of {options.data.lr_size}x{options.data.lr_size} LR pixels"
+    update = f"{options.optimizer.type.upper()} {options.optimizer.learning_rate:g}, {options.schedule.type} decay"
+    return f"""# {job.name}
+
+A student for phones: mobile_sr ({shape}), for x{options.scale}, {"luma" if architecture.color == "y" else "RGB"}.
+
+| | {" | ".join(scores)} |
+|---|{"---|" * len(scores)}
+{chr(10).join(lines)}
+
+PSNR-Y in dB / SSIM-Y of the RGB output, border {options.scale}.
+
+- Data: {data}; no DIV2K, no benchmark image. LR by MATLAB-like bicubic in floating point, rounded once.
+- Distilled from {Path(teacher).stem}: half L1 to HR, half L1 to the teacher's stored output.
+- {options.train.total_steps:,} steps of {crops}, {update}, EMA {options.train.ema}, seed {options.seed}; measured once, at the end.
+- Options: `{file}`.
+
+To repeat it:
+
+    SR_DISTILL_DATA=DIR python scripts/train.py -opt {file}
+
+Licence of the teacher's weights: {licence}. The photographs are research data of their publishers.
+
+```json
+{json.dumps(scores)}
+```
+"""
+
+
+def _standing(name: str) -> dict[str, list[float]] | None:
+    """The scores on the card in the zoo."""
+    path = ZOO / f"{name}.md"
+    return json.loads(path.read_text().split("```json")[1].split("```")[0]) if path.exists() else None
+
+
+def _mean(scores: dict[str, list[float]]) -> float:
+    return sum(psnr for psnr, _ in scores.values()) / len(scores)
+
+
+def main() -> int:
+    """``train_zoo.py status | run [--minutes M] | land [--only NAME ...] [key.path=value ...]``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["status", "run", "land"])
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="options of every run that differ from its file"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs alone")
+    parser.add_argument(
+        "--queue", type=Path, default=QUEUE, metavar="DIR", help="folder of options files, in the order of their names"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="run: stop after so many, with a checkpoint"
+    )
+    args = parser.parse_intermixed_args()
+    try:
+        jobs = [Job(path, args.overrides) for path in sorted(args.queue.glob("*.yml"))]
+        unknown = set(args.only or ()) - {job.name for job in jobs}
+        if unknown or not jobs:
+            raise UserError(
+                f"{args.queue} has no {', '.join(unknown) or 'options files'}; it has {', '.join(job.name for job in jobs)}."
+            )
+        jobs = [job for job in jobs if not args.only or job.name in args.only]
+        if args.what == "run":
+            run(jobs, args.minutes)
+        elif args.what == "land":
+            land(jobs)
+        else:
+            print("\n".join(job.status for job in jobs))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
