@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..contracts import Batch
 from .packed import PairStore
-from .packs import PackedImages
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Crops of one step, an entry for each: which photo, at which share of the possible places, and which of the 8 turns."""
+
+    photos: np.ndarray
+    places: np.ndarray
+    turns: np.ndarray
+
+    def corners(self, shapes: np.ndarray, lr_size: int) -> np.ndarray:
+        """Top and left (B, 2) in LR pixels, for photos of these LR shapes (N, 2)."""
+        return (self.places * (shapes[self.photos] - lr_size + 1)).astype(int)
 
 
 class StepBatches(Dataset[Batch]):
@@ -24,42 +41,84 @@ class StepBatches(Dataset[Batch]):
         batch_size: crops in a step, over all processes; a multiple of ``world_size``.
         seed: seed of the run.
         rank, world_size: which share of the batch is this process's.
+        device: keep all images on this device, and cut there; None: read them from the store for each crop.
     """
 
     def __init__(
-        self, store: PairStore, lr_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        store: PairStore,
+        lr_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
-        self._store = store
-        self._lr_size = lr_size
-        self._batch_size = batch_size
-        self._seed = seed
+        self._lr_size, self._batch_size, self._seed, self._scale = lr_size, batch_size, seed, store.scale
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
-        areas = np.array([height * width for height, width in store.lr_shapes], dtype=np.float64)
+        self._shapes = np.array(store.lr_shapes)
+        areas = self._shapes.prod(1).astype(np.float64)
         self._chances = areas / areas.sum()
+        kind = _StoredImages if device is None else functools.partial(_ResidentImages, device=device)
+        self._lr, self._hr = kind(store.lr), kind(store.hr)
+        self._teachers = {name: kind(images) for name, images in store.teachers.items()}
 
     def __getitem__(self, step: int) -> Batch:
         generator = np.random.default_rng((self._seed, step))
         photos = generator.choice(len(self._chances), size=self._batch_size, p=self._chances)
         places = generator.random((self._batch_size, 2))
         turns = generator.integers(0, 8, size=self._batch_size)
-        drawn = list(zip(photos, places, turns))[self._mine]
+        draw = Draw(photos[self._mine], places[self._mine], turns[self._mine])
+        corners, side, scale = draw.corners(self._shapes, self._lr_size), self._lr_size, self._scale
         return Batch(
-            lr=self._cut(self._store.lr, drawn, 1),
-            hr=self._cut(self._store.hr, drawn, self._store.scale),
+            lr=self._lr.cut(draw, corners, side),
+            hr=self._hr.cut(draw, corners * scale, side * scale),
             teacher_sr={
-                name: self._cut(images, drawn, self._store.scale) for name, images in self._store.teachers.items()
+                name: images.cut(draw, corners * scale, side * scale) for name, images in self._teachers.items()
             },
         )
 
-    def _cut(self, images: PackedImages, drawn: list, scale: int) -> torch.Tensor:
-        crops = []
-        for photo, place, turn in drawn:
-            shape = np.array(self._store.lr_shapes[photo])
-            top, left = (place * (shape - self._lr_size + 1)).astype(int) * scale
-            side = self._lr_size * scale
-            crops.append(_dihedral(images[photo][top : top + side, left : left + side], int(turn)))
-        return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
+
+class _StoredImages:
+    """Images (H, W, 3) where they lie; a crop reads its own rows only."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
+
+    def cut(self, draw: Draw, corners: np.ndarray, side: int) -> Tensor:
+        """uint8 crops (B, 3, side, side), in the memory layout channels_last, which is that of images."""
+        crops = [
+            _dihedral(self._images[photo][top : top + side, left : left + side], int(turn))
+            for photo, (top, left), turn in zip(draw.photos, corners, draw.turns)
+        ]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+class _ResidentImages:
+    """All images on a device, one after the other as pixels (N, 3), 3 bytes each."""
+
+    def __init__(self, images: Sequence[np.ndarray], device: torch.device) -> None:
+        whole = [np.asarray(images[index]) for index in range(len(images))]
+        starts = np.cumsum([0, *(image.shape[0] * image.shape[1] for image in whole)])
+        self._pixels = torch.empty(int(starts[-1]), 3, dtype=torch.uint8, device=device)
+        for image, start in zip(whole, starts):
+            pixels = torch.from_numpy(image.reshape(-1, 3).copy())
+            self._pixels[start : start + len(pixels)] = pixels.to(device)
+        self._starts, self._widths = starts[:-1], np.array([image.shape[1] for image in whole])
+
+    def cut(self, draw: Draw, corners: np.ndarray, side: int) -> Tensor:
+        """As :meth:`_StoredImages.cut`."""
+        where = np.stack([self._starts[draw.photos], self._widths[draw.photos], *corners.T, draw.turns])
+        device = self._pixels.device
+        start, width, top, left, turn = torch.from_numpy(where).to(device)[:, :, None, None]
+        row, column = torch.arange(side, device=device)[:, None], torch.arange(side, device=device)[None]
+        turned = (turn & 4) > 0
+        row, column = torch.where(turned, column, row), torch.where(turned, row, column)
+        row = torch.where((turn & 2) > 0, side - 1 - row, row)
+        column = torch.where((turn & 1) > 0, side - 1 - column, column)
+        index = start + (top + row) * width + left + column
+        return self._pixels[index].permute(0, 3, 1, 2)
 
 
 def step_loader(

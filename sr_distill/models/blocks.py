@@ -127,12 +127,13 @@ class EdgeConv2d(CollapsibleConv2d):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        weight, bias = self.conv3x3.weight, self.conv3x3.bias
+        expanded, filtered = (
+            self.conv1x1_3x3.collapsed(),
+            _sum_of_filters(self.conv1x1_sbx, self.conv1x1_sby, self.conv1x1_lpl),
+        )
+        weight, bias = (one + other for one, other in zip(expanded, filtered))
         margin = (self.shape[-1] - 3) // 2
-        for branch in (self.conv1x1_3x3, self.conv1x1_sbx, self.conv1x1_sby, self.conv1x1_lpl):
-            branch_weight, branch_bias = branch.collapsed()
-            weight, bias = weight + F.pad(branch_weight, [margin] * 4), bias + branch_bias
-        return weight, bias
+        return self.conv3x3.weight + (F.pad(weight, [margin] * 4) if margin else weight), self.conv3x3.bias + bias
 
     def add_to_merged(self, weight: Tensor, bias: Tensor) -> None:
         """See the base class."""
@@ -212,8 +213,9 @@ class _Expand(nn.Module):
         self.k0, self.b0, self.k1, self.b1 = first.weight, first.bias, second.weight, second.bias
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
-        weight = torch.einsum("ohyx,hi->oiyx", self.k1, self.k0[:, :, 0, 0])
-        return weight, torch.einsum("ohyx,h->o", self.k1, self.b0) + self.b1
+        first, second = self.k0.flatten(1), self.k1.flatten(2)
+        weight = (first.t() @ second).unflatten(2, self.k1.shape[2:])
+        return weight, self.b1 + second.sum(2) @ self.b0
 
 
 class _Filter(nn.Module):
@@ -227,7 +229,11 @@ class _Filter(nn.Module):
         self.bias = nn.Parameter(torch.randn(out_channels) * 1e-3)
         self.register_buffer("mask", kernel.expand(out_channels, 1, 3, 3).clone())
 
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        kernel = (self.scale * self.mask)[:, 0]
-        weight = torch.einsum("oyx,oi->oiyx", kernel, self.k0[:, :, 0, 0])
-        return weight, kernel.sum((1, 2)) * self.b0 + self.bias
+
+def _sum_of_filters(*filters: _Filter) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of several filters, whose outputs are added."""
+    kernels = torch.stack([filter.scale * filter.mask for filter in filters], dim=-1).squeeze(1)  # out, 3, 3, filter
+    mixes = torch.stack([filter.k0.flatten(1) for filter in filters], dim=1)  # out, filter, in
+    weight = (kernels.flatten(1, 2) @ mixes).transpose(1, 2).unflatten(2, kernels.shape[1:3])
+    inner = torch.stack([filter.b0 for filter in filters], dim=1)
+    return weight, (kernels.sum((1, 2)) * inner).sum(1) + sum(filter.bias for filter in filters)

@@ -111,7 +111,14 @@ class DataOptions(Options):
     on_unreadable: Literal["stop", "skip"] = Field(
         "stop", description="What to do about an image that cannot be used; it is named either way."
     )
+    only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"workers": ("device", ("cpu",))}
+
     cache_dir: str = Field("datasets/cache", description="Folder for the decoded pairs and the teacher's outputs.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="Where pairs and the teacher's outputs are kept. cpu: on the disk, and in memory as far as there is room; cuda: on "
+        "the GPU that trains, 3 bytes a pixel, where crops are cut, flipped and turned, too.",
+    )
     workers: int = Field(
         0, ge=0, description="Processes that cut crops; 0: the training process itself (fast enough for most students)."
     )

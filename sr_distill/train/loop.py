@@ -106,6 +106,7 @@ class Trainer:
             self.options.seed,
             accelerator.process_index,
             accelerator.num_processes,
+            self._home_of_pairs(),
         )
         self.progress = Progress()
         self._recent = RecentTerms(run.task.labels, accelerator)
@@ -126,6 +127,17 @@ class Trainer:
             student.autocast = torch.bfloat16 if train.precision == "bf16" else None
             if train.compile:
                 student.net.compile()
+
+    def _home_of_pairs(self) -> torch.device | None:
+        """The GPU on which all pairs are kept; None: they stay in the store."""
+        if self.options.data.device == "cpu":
+            return None
+        device = self.accelerator.device
+        if device.type != "cuda":
+            raise UserError(
+                f"data.device: cuda needs a run on a GPU, and this one is on {device}: set device, or data.device to cpu."
+            )
+        return device
 
     def resume(self, checkpoint: Path) -> list[str]:
         """Restore everything that :meth:`_save` saved; returns sentences to tell the user.
@@ -165,7 +177,7 @@ class Trainer:
         """
         total_steps, main = self.options.train.total_steps, self.accelerator.is_main_process
         log = MetricsLog(self.folder.path, self.progress.step) if main else None
-        pin = self.accelerator.device.type == "cuda"
+        pin = self.accelerator.device.type == "cuda" and self.options.data.device == "cpu"
         loader = step_loader(self.batches, self.progress.step, total_steps, self.options.data.workers, pin)
         bar = progress_bar(
             total=total_steps, initial=self.progress.step, desc=self.options.name, unit="step", disable=not main
@@ -187,6 +199,10 @@ class Trainer:
             if log is not None:
                 log.close()
         return self.progress
+
+    def take_step(self) -> None:
+        """Take the next step with its own crops, and nothing of what may follow one: for measuring."""
+        self._step(self.batches[self.progress.step])
 
     def _step(self, batch: Batch) -> None:
         step, options, task = self.progress.step, self.options, self.run.task

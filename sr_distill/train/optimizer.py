@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -43,27 +44,72 @@ class MatrixOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **own})
 
+        self._stacks: dict[tuple[nn.Parameter, ...], _Stack] = {}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """Take one step with the gradients that are there."""
+        """Take one step with the gradients that are there; matrices of one shape take it together."""
         for group in self.param_groups:
+            alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state, gradient = self.state[parameter], parameter.grad
+                state = self.state[parameter]
                 state["step"] = state.get("step", 0) + 1
-                if parameter.ndim >= 2 and min(parameter.flatten(1).shape) > 1:
-                    update = self.matrix_update(gradient.flatten(1), state, group)
+                shape = tuple(parameter.flatten(1).shape) if parameter.ndim >= 2 else ()
+                if min(shape, default=1) > 1:
+                    alike[shape, parameter.dtype, parameter.device, state["step"]].append(parameter)
                 else:
-                    update = _adam(gradient, state, group["betas"])
-                if update is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view(parameter.shape), alpha=-group["lr"])
+                    self._apply([parameter], _adam(parameter.grad, state, group["betas"])[None], group)
+            for parameters in alike.values():
+                gradients = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
+                stack = self._stack_of(parameters)
+                update = self.matrix_update(gradients, stack, self.state[parameters[0]]["step"], group)
+                for parameter, tensors in zip(parameters, stack.shares):
+                    self.state[parameter].update(tensors)
+                if update is not None:
+                    self._apply(parameters, update, group)
 
-    def matrix_update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
-        """The step's direction for a matrix, times the learning rate; None: no step."""
+    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor | None:
+        """The step's direction for N matrices of one shape (N, rows, columns), times the learning rate; None: no step."""
         raise NotImplementedError
+
+    def _stack_of(self, parameters: list[nn.Parameter]) -> _Stack:
+        """What is remembered of these weights; made anew where a state was loaded since, or other weights took part."""
+        key, states = tuple(parameters), [self.state[parameter] for parameter in parameters]
+        if key not in self._stacks or not self._stacks[key].is_of(states):
+            self._stacks[key] = _Stack(states)
+        return self._stacks[key]
+
+    @staticmethod
+    def _apply(parameters: list[nn.Parameter], update: Tensor, group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        updates = [one.view(parameter.shape) for one, parameter in zip(update, parameters)]
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+class _Stack(dict[str, Tensor]):
+    """The tensors of the states of N weights by name, (N, ...) each; the state of a weight has its share of them, as a view."""
+
+    def __init__(self, states: list[dict[str, Any]]) -> None:
+        names = [name for name, value in states[0].items() if isinstance(value, Tensor)]
+        super().__init__({name: torch.stack([state[name] for state in states]) for name in names})
+        self._count = len(states)
+        self._handed: list[dict[str, Tensor]] = [{} for _ in states]
+
+    @property
+    def shares(self) -> list[dict[str, Tensor]]:
+        """Of each weight."""
+        if any(self._handed[0].keys() != self.keys() or self._handed[0][name]._base is not self[name] for name in self):
+            self._handed = [{name: value[index] for name, value in self.items()} for index in range(self._count)]
+        return self._handed
+
+    def is_of(self, states: list[dict[str, Any]]) -> bool:
+        """Whether these states have the shares that were handed out last."""
+        return all(
+            state.get(name) is value for state, share in zip(states, self._handed) for name, value in share.items()
+        )
 
 
 class SOAP(MatrixOptimizer):
@@ -78,27 +124,28 @@ class SOAP(MatrixOptimizer):
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025, algorithm 3, and its repository.
     """
 
-    def matrix_update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
+    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor | None:
         """See the class."""
         beta1, beta2 = group["betas"]
-        if state["step"] == 1:
-            for side, product in (("left", gradient @ gradient.T), ("right", gradient.T @ gradient)):
+        if step == 1:
+            for side, product in (("left", gradient @ gradient.mT), ("right", gradient.mT @ gradient)):
                 state[side], state[f"{side}_basis"] = (1 - beta2) * product, _eigenvectors(product)
             state["moment"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             return None
-        count = state["step"] - 1
+        count = step - 1
         left, right = state["left_basis"], state["right_basis"]
         state["moment"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_((left.T @ gradient @ right).square(), 1 - beta2)
-        moment = left.T @ state["moment"] @ right / (1 - beta1**count)
+        state["square"].lerp_((left.mT @ gradient @ right).square(), 1 - beta2)
+        moment = left.mT @ state["moment"] @ right / (1 - beta1**count)
         direction = moment / ((state["square"] / (1 - beta2**count)).sqrt() + _EPS)
-        update = left @ direction @ right.T
-        state["left"].lerp_(gradient @ gradient.T, 1 - beta2)
-        state["right"].lerp_(gradient.T @ gradient, 1 - beta2)
+        update = left @ direction @ right.mT
+        state["left"].lerp_(gradient @ gradient.mT, 1 - beta2)
+        state["right"].lerp_(gradient.mT @ gradient, 1 - beta2)
         if count % group["precondition_every"] == 0:
-            for dim, side in enumerate(("left", "right")):
+            for dim, side in enumerate(("left", "right"), start=1):
                 state[f"{side}_basis"], order = _turned(state[f"{side}_basis"], state[side])
-                state["square"] = state["square"].index_select(dim, order)
+                order = order.unsqueeze(3 - dim).expand_as(state["square"])
+                state["square"] = state["square"].gather(dim, order)
         return update
 
 
@@ -114,12 +161,12 @@ class Muon(MatrixOptimizer):
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
-    def matrix_update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor:
         """See the class."""
         momentum = state.setdefault("moment", torch.zeros_like(gradient))
         momentum.lerp_(gradient, 1 - group["momentum"])
         direction = _orthogonal(gradient.lerp(momentum, group["momentum"]))
-        return direction * (0.2 * max(direction.shape) ** 0.5)
+        return direction * (0.2 * max(direction.shape[1:]) ** 0.5)
 
 
 def _adam(gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
@@ -130,26 +177,27 @@ def _adam(gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -
     return moment / (1 - betas[0] ** state["step"]) / corrected
 
 
-def _eigenvectors(matrix: Tensor) -> Tensor:
-    """Of a symmetric matrix, in columns, by falling eigenvalue; any basis for one that is not finite, which the losses will tell."""
-    exact = matrix.cpu().double()  # once for a weight; not every device has this, or in float64
-    if not exact.isfinite().all():
-        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.eigh(exact)[1].flip(1).to(matrix)
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Of symmetric matrices, in columns, by falling eigenvalue; any basis for one that is not finite, which the losses will tell."""
+    exact = matrices.cpu().double()  # once for a weight; not every device has this, or in float64
+    finite = exact.isfinite().flatten(1).all(1)[:, None, None]
+    exact = torch.where(finite, exact, torch.eye(exact.shape[-1], dtype=exact.dtype))
+    return torch.linalg.eigh(exact)[1].flip(2).to(matrices)
 
 
 def _turned(basis: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of power iteration from old eigenvectors to those of a changed matrix, and the order in which the old ones are now."""
-    order = (basis.T @ matrix @ basis).diagonal().argsort(descending=True)
-    return torch.linalg.qr(matrix @ basis[:, order])[0], order
+    """A step of power iteration from old eigenvectors to those of changed matrices, and the order in which the old ones are now."""
+    order = (basis.mT @ matrix @ basis).diagonal(dim1=1, dim2=2).argsort(descending=True)
+    return torch.linalg.qr(matrix @ basis.gather(2, order[:, None].expand_as(basis)))[0], order
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix of the form U V^T, roughly."""
+    """The nearest matrices of the form U V^T, roughly."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    is_tall = matrix.shape[1] > matrix.shape[2]
+    x = matrix.mT if is_tall else matrix
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if is_tall else x

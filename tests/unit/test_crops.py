@@ -76,3 +76,19 @@ def test_the_loader_leaves_the_random_state_of_the_run_alone():
     loaded = list(step_loader(StepBatches(_store(_places(9, 9)), 4, 2, 1), 0, 2, 0))
     assert len(loaded) == 2
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_images_that_are_kept_on_a_device_give_the_same_crops(scale):
+    generator = np.random.default_rng(0)
+    photos = [generator.integers(0, 256, (high, wide, 3), dtype=np.uint8) for high, wide in ((9, 7), (5, 12), (6, 6))]
+    store = _store(*photos, scale=scale)
+    stored = StepBatches(store, 5, 40, seed=1)
+    resident = StepBatches(store, 5, 40, seed=1, device=torch.device("cpu"))
+    for step in range(5):
+        first, second = stored[step], resident[step]
+        for a, b in ((first.lr, second.lr), (first.hr, second.hr), (first.teacher_sr["one"], second.teacher_sr["one"])):
+            assert a.dtype == b.dtype == torch.uint8
+            assert torch.equal(a, b)
+            for crops in (a, b):
+                assert crops.is_contiguous(memory_format=torch.channels_last)

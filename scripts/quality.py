@@ -1,0 +1,213 @@
+"""How soon a student is good: PSNR on Set5 against seconds of training, for each optimizer and body, over several seeds.
+
+benchmark.py quality [run] [--minutes M] [--seeds S ...]    train what is not trained yet, each for the same time; then print the table
+benchmark.py quality table                                  seconds and steps to each PSNR in GOALS, as Markdown
+benchmark.py quality plot                                   docs/quality.svg
+
+The time of a step is measured for all of them in turn, once (experiments/quality/seconds.json), and a run has as many steps as fit into the
+minutes: other work on the machine then slows a run down and changes none of its numbers.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from sr_distill.cli.train import main as train
+from sr_distill.devices import keep_freed_memory
+from sr_distill.errors import UserError
+from sr_distill.files import write_json, write_text
+from sr_distill.options import RunOptions, load_options
+from sr_distill.train import RunFolder, Trainer, build_run
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = ROOT / "options/zoo/1_mobile_sr_tiny_x4.yml"
+FOLDER = Path("experiments/quality")
+GOALS = {30.71: "FSRCNN, 12 K", 30.87: "ECBSR-M4C16, 17 K", 31.24: "ECBSR-M4C32, 52 K"}
+"""PSNR-Y on Set5 at x4 of published networks."""
+
+OPTIMIZERS = ("adam", "muon", "soap")
+BODIES = {
+    "plain": {"reparam": "none", "identity": False, "long_skip": False},
+    "ECB": {"reparam": "edge", "identity": False, "long_skip": False},
+    "SESR": {"reparam": "expand", "identity": True, "long_skip": True},
+}
+"""Bodies that are one and the same network of 29.8 K weights once they are collapsed, but for the last map's sum."""
+VALIDATIONS = 20
+
+
+def options_of(optimizer: str, body: str, seed: int, steps: int) -> tuple[RunOptions, list[str]]:
+    """The options of a run, and the overrides that make them."""
+    overrides = [
+        f"name={body}_{optimizer}_{steps}_{seed}",
+        f"seed={seed}",
+        f"output_dir={FOLDER}",
+        "student={type: mobile_sr_tiny, " + ", ".join(f"{k}: {json.dumps(v)}" for k, v in BODIES[body].items()) + "}",
+        f"optimizer={{type: {optimizer}}}",
+        f"train.total_steps={steps}",
+        f"schedule.warmup={min(200, steps // 10)}",
+        f"validation={{set: Set5, every: {max(1, steps // VALIDATIONS)}, metrics: [psnr_y]}}",
+    ]
+    return load_options(OPTIONS, overrides), overrides
+
+
+def seconds_of_a_step() -> dict[str, float]:
+    """Seconds of a step by body and optimizer, with everything in it, measured in turn; from the file where it was measured before."""
+    path = FOLDER / "seconds.json"
+    if not path.exists():
+        keep_freed_memory()
+        steps = {f"{body} {optimizer}": _stepper(optimizer, body) for body, optimizer in kinds()}
+        times: dict[str, list[float]] = {kind: [] for kind in steps}
+        for _ in range(6):
+            for kind, step in steps.items():
+                start = time.perf_counter()
+                for _ in range(10):  # a whole cycle of SOAP's
+                    step()
+                times[kind].append((time.perf_counter() - start) / 10)
+        write_json(path, {kind: statistics.median(values[1:]) for kind, values in times.items()})
+    return json.loads(path.read_text())
+
+
+def _stepper(optimizer: str, body: str) -> Callable[[], None]:
+    """One training step after the other, as the training loop takes them."""
+    options, _ = options_of(optimizer, body, 0, 1000)
+    set_seed(0)
+    built = build_run(options)
+    store = built.open_store(torch.device("cpu"), lambda said: None, quiet=True)
+    trainer = Trainer(built, RunFolder(FOLDER / "unused"), store, Accelerator(cpu=True))
+    trainer.task.train()
+    return trainer.take_step
+
+
+def kinds() -> list[tuple[str, str]]:
+    """Every body with every optimizer."""
+    return list(itertools.product(BODIES, OPTIMIZERS))
+
+
+def run(minutes: float, seeds: list[int], chosen: list[str]) -> None:
+    """Train what is not trained yet."""
+    seconds = seconds_of_a_step()
+    for seed, (body, optimizer) in itertools.product(seeds, kinds()):
+        if chosen and f"{body} {optimizer}" not in chosen:
+            continue
+        steps = round(60 * minutes / seconds[f"{body} {optimizer}"] / 100) * 100
+        options, overrides = options_of(optimizer, body, seed, steps)
+        folder = RunFolder(FOLDER / options.name)
+        if not folder.trained().exists() or len(curve(folder)) < VALIDATIONS:
+            resume = ["--resume"] if folder.options.exists() else []
+            if train(["-opt", str(OPTIONS), *overrides, *resume]):
+                raise UserError(f"{options.name} did not end well; see above.")
+
+
+def curve(folder: RunFolder) -> dict[int, float]:
+    """PSNR-Y on Set5 by step."""
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["psnr_y"] for line in lines if line["kind"] == "validation"}
+
+
+def curves() -> dict[tuple[str, str, int], list[dict[float, float]]]:
+    """PSNR by seconds, of each seed, by body, optimizer and number of steps."""
+    paths = sorted(FOLDER.glob("*_*_*_*/student.safetensors"))
+    seconds, found = seconds_of_a_step() if paths else {}, {}
+    for path in paths:
+        body, optimizer, steps, _ = path.parent.name.split("_")
+        cost = seconds[f"{body} {optimizer}"]
+        by_second = {step * cost: psnr for step, psnr in curve(RunFolder(path.parent)).items()}
+        found.setdefault((body, optimizer, int(steps)), []).append(by_second)
+    return found
+
+
+def table() -> None:
+    """Print, for each kind and length, the end and the first validation at each goal; mean over seeds, of those that reach it."""
+    print(
+        "| body | optimizer | ms a step | steps | minutes | seeds | Set5 at the end | "
+        + " | ".join(f"{g} ({n})" for g, n in GOALS.items())
+        + " |"
+    )
+    print("|---|---|---|---|---|---|---|" + "---|" * len(GOALS))
+    for (body, optimizer, steps), runs in curves().items():
+        cost = seconds_of_a_step()[f"{body} {optimizer}"]
+        ends = [psnrs[max(psnrs)] for psnrs in runs]
+        spread = f" ± {statistics.stdev(ends):.3f}" if len(ends) > 1 else ""
+        cells = [body, optimizer, f"{cost * 1e3:.0f}", f"{steps:,}", f"{steps * cost / 60:.1f}", str(len(runs))]
+        cells.append(f"{statistics.mean(ends):.3f}{spread}")
+        for goal in GOALS:
+            reached = [
+                min(s for s, psnr in psnrs.items() if psnr >= goal) for psnrs in runs if max(psnrs.values()) >= goal
+            ]
+            mean = statistics.mean(reached) if reached else 0.0
+            said = f"{mean:.0f} s, {mean / cost:,.0f} steps" + (
+                f" ({len(reached)} of {len(runs)})" if len(reached) < len(runs) else ""
+            )
+            cells.append(said if reached else "not reached")
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(path: Path) -> None:
+    """Draw PSNR against seconds: a line for each kind, the mean over seeds, of the longest runs."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("drawing needs matplotlib: pip install -r scripts/requirements-plot.txt") from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    colors, styles = dict(zip(OPTIMIZERS, ("tab:gray", "tab:orange", "tab:blue"))), dict(zip(BODIES, (":", "--", "-")))
+    for (body, optimizer, _), runs in curves().items():
+        points = zip(*(psnrs.items() for psnrs in runs))  # the seeds validate at the same steps
+        means = [(same[0][0], statistics.mean(psnr for _, psnr in same)) for same in points]
+        axes.plot(*zip(*means), color=colors[optimizer], linestyle=styles[body], label=f"{body}, {optimizer}")
+    for goal, name in GOALS.items():
+        axes.axhline(goal, color="lightgray", linewidth=0.8, zorder=0)
+        axes.annotate(
+            name, (1.0, goal), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="gray"
+        )
+    axes.set(
+        xlabel="seconds of training on one CPU core",
+        ylabel="PSNR-Y on Set5, x4 (dB)",
+        ylim=(29.5, None),
+        xlim=(0, None),
+    )
+    axes.legend(loc="lower right", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part.svg")
+    figure.savefig(temporary, metadata={"Date": None})
+    write_text(path, temporary.read_text())
+    os.unlink(temporary)
+    print(f"written: {path}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``benchmark.py quality [run | table | plot]``."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=["run", "table", "plot"], default="run")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each run (default: 3)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
+    choices = [f"{body} {optimizer}" for body, optimizer in kinds()]
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=choices, metavar="'BODY OPTIMIZER'", help="of " + ", ".join(choices)
+    )
+    args = parser.parse_args(arguments)
+    try:
+        if args.what == "run":
+            run(args.minutes, args.seeds, args.only)
+        if args.what in ("run", "table"):
+            table()
+        else:
+            plot(ROOT / "docs/quality.svg")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
