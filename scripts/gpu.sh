@@ -4,12 +4,12 @@
 #   2 the time of a training step
 #   3 the zoo's queue, for the rest of the time; it goes on from OUT/zoo.tar of an earlier call where that is named in RESUME
 # bash scripts/gpu.sh OUT [MINUTES]     into the folder OUT: 1_tests.txt, 2_steps.txt, 3_zoo.txt and zoo.tar (students, last checkpoints)
-# Environment: PYTHON; DEVICE (cuda; cpu for a rehearsal); RESUME, a zoo.tar; ZOO_OVERRIDES, options of every run (key.path=value ...);
+# Environment: PARTS ("1 2 3"); PYTHON; DEVICE (cuda; cpu for a rehearsal); RESUME, a zoo.tar; ZOO_OVERRIDES, options of every run (key.path=value ...);
 # ZOO_QUEUE, a folder of options files in the place of options/zoo.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 out="${1:?the folder for results is missing: bash scripts/gpu.sh OUT [MINUTES]}" minutes="${2:-9}"
-device="${DEVICE:-cuda}" python="${PYTHON:-python3}" started=$SECONDS failed=0
+parts="${PARTS:-1 2 3}" device="${DEVICE:-cuda}" python="${PYTHON:-python3}" started=$SECONDS failed=0
 mkdir -p "$out" || exit 1
 out="$(cd "$out" && pwd)"
 export PYTHONUNBUFFERED=1 SR_DISTILL_TEST_DEVICE="$device"
@@ -21,14 +21,16 @@ part() { # name of the log, command: run it, show the end of what it said
     tail -n 25 "$log" | cut -c1-300
 }
 
-echo "== 1 tests on $device"
-part 1_tests.txt "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
-
-echo "== 2 time of a step on $device"
-part 2_steps.txt "$python" scripts/benchmark.py step --device "$device"
-
+if [[ $parts == *1* ]]; then
+    echo "== 1 tests on $device"
+    part 1_tests.txt "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
+fi
+if [[ $parts == *2* ]]; then
+    echo "== 2 time of a step on $device"
+    part 2_steps.txt "$python" scripts/benchmark.py step --device "$device" --rounds "$([ "$device" = cuda ] && echo 10 || echo 1)"
+fi
 left=$((minutes * 60 - (SECONDS - started) - 45)) # seconds for the queue, less what packing takes
-if [ "$left" -gt 0 ]; then
+if [[ $parts == *3* && $left -gt 0 ]]; then
     echo "== 3 the zoo's queue on $device, $left s"
     zoo="$(mktemp -d)"
     [ -z "${RESUME:-}" ] || tar -xf "$RESUME" -C "$zoo" || failed=1

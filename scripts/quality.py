@@ -44,7 +44,7 @@ BODIES = {
     "SESR": {"reparam": "expand", "identity": True, "long_skip": True},
 }
 """Bodies that are one and the same network of 29.8 K weights once they are collapsed, but for the last map's sum."""
-VALIDATIONS = 20
+SET, VALIDATIONS = "Set5", 20
 
 
 def options_of(optimizer: str, body: str, seed: int, steps: int) -> tuple[RunOptions, list[str]]:
@@ -57,7 +57,7 @@ def options_of(optimizer: str, body: str, seed: int, steps: int) -> tuple[RunOpt
         f"optimizer={{type: {optimizer}}}",
         f"train.total_steps={steps}",
         f"schedule.warmup={min(200, steps // 10)}",
-        f"validation={{set: Set5, every: {max(1, steps // VALIDATIONS)}, metrics: [psnr_y]}}",
+        f"validation={{set: {SET}, every: {max(1, steps // VALIDATIONS)}, metrics: [psnr_y]}}",
     ]
     return load_options(OPTIONS, overrides), overrides
 
@@ -113,7 +113,7 @@ def run(minutes: float, seeds: list[int], chosen: list[str]) -> None:
 def curve(folder: RunFolder) -> dict[int, float]:
     """PSNR-Y on Set5 by step."""
     lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["psnr_y"] for line in lines if line["kind"] == "validation"}
+    return {line["step"]: line["psnr_y_b4"] for line in lines if line["kind"] == "validation"}
 
 
 def curves() -> dict[tuple[str, str, int], list[dict[float, float]]]:
