@@ -1,9 +1,12 @@
-"""One student, one teacher, one budget, several seeds, and every loss in turn: what does each add to L1 alone?
+"""What does each choice bring? One options file, one change at a time, several seeds.
 
-study.py run      train and measure what is not measured yet (several processes may share the work: --part 0/2, --part 1/2)
-study.py table    print the results so far as Markdown
-study.py weigh    find the weights in LOSSES below: such that the gradient of the term, on the student's weights, has about 0.3 of
-                  the norm of L1's after 100 steps
+study.py STUDY run      train and measure what is not measured yet (several processes may share the work: --part 0/2, --part 1/2)
+study.py STUDY table    print the results so far as Markdown
+study.py STUDY weigh    for terms that are added: the weight at which the gradient of the term, on the student's weights, has about 0.3 of
+                        the norm of L1's after 100 steps
+
+STUDY is losses (every loss in turn beside L1 to HR), teacher (does one help, and how), family (what each part of mobile_sr brings) or search
+(learning rate, batch, target, ...). What was measured stands in docs/studies/STUDY.json; runs lie in experiments/study/STUDY/.
 """
 
 import argparse
@@ -11,6 +14,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,123 +25,238 @@ import torch
 from sr_distill.cli.train import main as train
 from sr_distill.data import StepBatches
 from sr_distill.errors import UserError
-from sr_distill.evaluate import default_metrics, evaluate_set, open_set
+from sr_distill.evaluate import evaluate_set, make_metric, open_set
 from sr_distill.files import data_root, write_json
 from sr_distill.models import load_model
 from sr_distill.options import RunOptions, load_options
 from sr_distill.train import build_run
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = ROOT / "options/photos/study/mobile_sr_from_rlfn_x4.yml"
+OPTIONS = ROOT / "options/photos/study"
+RESULTS = ROOT / "docs/studies"
+SETS = ("Set5", "Set14")
 SHARE = 0.3  # norm of a term's gradient relative to L1's, from which weights follow
-METRICS = {"psnr": "psnr_y", "ssim": "ssim_y", "lpips": "lpips_squeeze"}
+METRICS = {"psnr": ("psnr_y", 3), "ssim": ("ssim_y", 4), "lpips": ("lpips_squeeze", 4)}
 
-LOSSES: dict[str, list[str]] = {
-    "none": [],
-    "l1_teacher": ["{type: l1, against: teacher, weight: 1.0}"],
-    "fitnet": ["{type: fitnet, on: features, weight: 0.3}"],
-    "charbonnier": ["{type: charbonnier, on: features, weight: 0.04}"],
-    "l1": ["{type: l1, on: features, weight: 0.05}"],
-    "frequency": ["{type: frequency, on: features, weight: 0.4}"],
-    "attention_transfer": ["{type: attention_transfer, on: features, weight: 10}"],
-    "activation_boundary": ["{type: activation_boundary, on: features, weight: 0.002}"],
-    "soft_target": ["{type: soft_target, on: features, weight: 0.2}"],
-    "mutual": ["{type: mutual, on: features, weight: 0.08}"],
-    "hard_soft": ["{type: hard_soft, on: features, weight: 0.2}"],
-    "channel_wise": ["{type: channel_wise, on: features, weight: 0.1}"],
-    "similarity": ["{type: similarity, on: features, weight: 0.07}"],
-    "pkt": ["{type: pkt, on: features, weight: 3}"],
-    "rkd": ["{type: rkd, on: features, weight: 0.002}"],
-    "spatial_affinity": ["{type: spatial_affinity, on: features, weight: 0.01}"],
-    "fcfd": ["{type: fcfd, on: features, weight: 0.05}"],
-    "l1_decoded": ["{type: l1, on: decoded, weight: 8}"],
-    "lpips_decoded": ["{type: lpips, network: squeeze, on: decoded, weight: 0.4}"],
-    "lpips_projected": ["{type: lpips, network: squeeze, on: projected, weight: 0.7}"],
-    "normalised_difference": ["{type: normalised_difference, weight: 0.02}"],
-    "vgg_projected": ["{type: perceptual, layers: {relu2_2: 1.0}, on: projected, weight: 0.004}"],
-    "vgg_decoded": ["{type: perceptual, layers: {relu2_2: 1.0}, on: decoded, weight: 0.004}"],
-    "fitnet_fading": ["{type: fitnet, on: features, weight: 0.3, schedule: {decay_to: 0}}"],
-    "attention_transfer_fading": ["{type: attention_transfer, on: features, weight: 10, schedule: {decay_to: 0}}"],
-    "spatial_affinity_fading": ["{type: spatial_affinity, on: features, weight: 0.01, schedule: {decay_to: 0}}"],
-    "fcfd_fading": ["{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}"],
-    "l1_decoded_fading": ["{type: l1, on: decoded, weight: 8, schedule: {decay_to: 0}}"],
-    "fcfd_and_spatial_affinity": [
-        "{type: fcfd, on: features, weight: 0.05, schedule: {decay_to: 0}}",
-        "{type: spatial_affinity, on: features, weight: 0.01}",
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that differ from one options file in one respect each.
+
+    Attributes:
+        options: the file.
+        variants: what each overrides, by name.
+        base: the variant that the others are compared with.
+        metrics: keys of METRICS.
+    """
+
+    options: Path
+    variants: Mapping[str, Sequence[str]]
+    base: str
+    metrics: Sequence[str] = ("psnr", "ssim", "lpips")
+
+
+def _against_hr(*terms: str, share: float = 1.0) -> list[str]:
+    return [f"losses=[{', '.join([f'{{type: l1, against: hr, weight: {share}}}', *terms])}]"]
+
+
+def _without_teacher(*terms: str) -> list[str]:
+    return [*_against_hr(*terms), "teacher=null"]
+
+
+_FITNET, _FCFD = "{type: fitnet, on: features, weight: 0.3", "{type: fcfd, on: features, weight: 0.05"
+_AFFINITY, _ATTENTION = (
+    "{type: spatial_affinity, on: features, weight: 0.01",
+    "{type: attention_transfer, on: features, weight: 10",
+)
+_FADING = ", schedule: {decay_to: 0}}"
+_ONE_PAIR = "features.count=1"  # VGG looks at the images of one pair, because it is slow
+
+LOSSES = {
+    "none": _without_teacher(),
+    "l1_teacher": _against_hr("{type: l1, against: teacher, weight: 1.0}"),
+    "fitnet": _against_hr(_FITNET + "}"),
+    "charbonnier": _against_hr("{type: charbonnier, on: features, weight: 0.04}"),
+    "l1": _against_hr("{type: l1, on: features, weight: 0.05}"),
+    "frequency": _against_hr("{type: frequency, on: features, weight: 0.4}"),
+    "attention_transfer": _against_hr(_ATTENTION + "}"),
+    "activation_boundary": _against_hr("{type: activation_boundary, on: features, weight: 0.002}"),
+    "soft_target": _against_hr("{type: soft_target, on: features, weight: 0.2}"),
+    "mutual": _against_hr("{type: mutual, on: features, weight: 0.08}"),
+    "hard_soft": _against_hr("{type: hard_soft, on: features, weight: 0.2}"),
+    "channel_wise": _against_hr("{type: channel_wise, on: features, weight: 0.1}"),
+    "similarity": _against_hr("{type: similarity, on: features, weight: 0.07}"),
+    "pkt": _against_hr("{type: pkt, on: features, weight: 3}"),
+    "rkd": _against_hr("{type: rkd, on: features, weight: 0.002}"),
+    "spatial_affinity": _against_hr(_AFFINITY + "}"),
+    "fcfd": _against_hr(_FCFD + "}"),
+    "l1_decoded": _against_hr("{type: l1, on: decoded, weight: 8}"),
+    "lpips_decoded": _against_hr("{type: lpips, network: squeeze, on: decoded, weight: 0.4}"),
+    "lpips_projected": _against_hr("{type: lpips, network: squeeze, on: projected, weight: 0.7}"),
+    "normalised_difference": _against_hr("{type: normalised_difference, weight: 0.02}"),
+    "vgg_projected": [
+        *_against_hr("{type: perceptual, layers: {relu2_2: 1.0}, on: projected, weight: 0.004}"),
+        _ONE_PAIR,
     ],
+    "vgg_decoded": [*_against_hr("{type: perceptual, layers: {relu2_2: 1.0}, on: decoded, weight: 0.004}"), _ONE_PAIR],
+    "fitnet_fading": _against_hr(_FITNET + _FADING),
+    "attention_transfer_fading": _against_hr(_ATTENTION + _FADING),
+    "spatial_affinity_fading": _against_hr(_AFFINITY + _FADING),
+    "fcfd_fading": _against_hr(_FCFD + _FADING),
+    "l1_decoded_fading": _against_hr("{type: l1, on: decoded, weight: 8" + _FADING),
+    "fcfd_and_spatial_affinity": _against_hr(_FCFD + _FADING, _AFFINITY + "}"),
 }
-"""What each variant adds to L1 to HR."""
 
 
-def options_of(variant: str, seed: int = 0) -> tuple[RunOptions, list[str]]:
-    """The options of a run, and the overrides that make them."""
-    losses = ", ".join(["{type: l1, against: hr}", *LOSSES[variant]])
-    overrides = [f"name={variant}_{seed}", f"seed={seed}", f"losses=[{losses}]"]
-    if variant == "none":
-        overrides.append("teacher=null")
-    if "vgg" in variant:
-        overrides.append("features.count=1")  # VGG looks at the images of one pair, because it is slow
-    return load_options(OPTIONS, overrides), overrides
+def _teacher_variants() -> dict[str, list[str]]:
+    """Kinds of help, for two sizes and two lengths."""
+    half, found = "{type: l1, against: teacher, weight: 0.5}", {}
+    added = {
+        "spatial_affinity": _AFFINITY + "}",
+        "attention_transfer": _ATTENTION + "}",
+        "pkt": "{type: pkt, on: features, weight: 3}",
+    }
+    for size, steps in (("tiny", 10_000), ("base", 10_000), ("tiny", 50_000), ("base", 50_000)):
+        kinds = {
+            "none": _without_teacher(),
+            "l1": _against_hr(half, share=0.5),
+            **{name: _against_hr(term) for name, term in added.items()},
+            **{f"l1_and_{name}": _against_hr(half, term, share=0.5) for name, term in added.items()},
+        }
+        shape = [f"student={{type: mobile_sr_{size}, color: y}}", f"train.total_steps={steps}"]
+        found |= {f"{size}_{steps // 1000}k_{kind}": [*shape, *overrides] for kind, overrides in kinds.items()}
+    return found
 
 
-def run(variants: list[str], seeds: list[int], part: tuple[int, int]) -> None:
-    """Train and measure each variant with each seed, unless its results are there."""
-    todo = [(variant, seed) for seed in seeds for variant in variants]
-    for index, (variant, seed) in enumerate(todo):
-        options, overrides = options_of(variant, seed)
-        folder = Path(options.output_dir) / options.name
-        if index % part[1] != part[0] or (folder / "results.json").exists():
-            continue
-        started = time.perf_counter()
-        resume = ["--resume"] if (folder / "options.yml").exists() else []
-        if train(["-opt", str(OPTIONS), *overrides, *resume]):
-            raise SystemExit(1)
-        seconds = time.perf_counter() - started
-        write_json(folder / "results.json", {"seconds": round(seconds, 1), **measure(folder / "student.safetensors")})
+_PARTS = {
+    "whole": [],
+    "reparam_none": ["student.reparam=none"],
+    "reparam_edge": ["student.reparam=edge"],
+    "no_identity": ["student.identity=false"],
+    "no_long_skip": ["student.long_skip=false"],
+    "plain": ["student.reparam=none", "student.identity=false", "student.long_skip=false"],
+    "anchor_learned": ["student.anchor=learned"],
+    "head_5": ["student.head_kernel=5"],
+    "tail_3_11_blocks": ["student.tail_kernel=3", "student.num_block=11"],
+    "hidden_64": ["student.hidden=64"],
+    "prelu": ["student.activation=prelu"],
+    "silu": ["student.activation=silu"],
+    "20_channels_7_blocks": ["student.tail_kernel=3", "student.num_feat=20", "student.num_block=7"],
+}
+FAMILY = {
+    f"{optimizer}_{part}": [f"optimizer={{type: {optimizer}}}", *overrides]
+    for optimizer in ("soap", "adam")
+    for part, overrides in _PARTS.items()
+}
+SEARCH = {
+    "base": [],
+    "rate_1e-3": ["optimizer.learning_rate=1e-3"],
+    "rate_5e-3": ["optimizer.learning_rate=5e-3"],
+    "muon": ["optimizer={type: muon}"],
+    "beta2_0.99": ["optimizer.betas=[0.9, 0.99]"],
+    "every_20": ["optimizer.precondition_every=20"],
+    "4_of_64": ["data.batch_size=4", "data.lr_size=64"],
+    "8_of_32": ["data.batch_size=8", "train.total_steps=20000"],
+    "32_of_32": ["data.batch_size=32", "train.total_steps=5000"],
+    "ema_0.9995": ["train.ema=0.9995"],
+    "mse_at_the_end": [
+        "losses=[{type: l1, against: hr, weight: 0.5, schedule: {stop: 8000}, name: l1_hr}, "
+        "{type: l1, against: teacher, weight: 0.5, schedule: {stop: 8000}, name: l1_teacher}, "
+        "{type: mse, against: hr, weight: 10, schedule: {start: 8000}}, "
+        "{type: mse, against: teacher, weight: 10, schedule: {start: 8000}}]"
+    ],
+    "wsd": ["schedule={type: wsd, warmup: 200, min_factor: 0}"],
+    "teacher_hit_srf": ["teacher.model=weights/hit_srf_x4.pth"],
+    "teacher_x8": ["teacher.self_ensemble=true"],
+    "teacher_only": ["losses=[{type: l1, against: teacher}]"],
+}
+
+_RECIPE = OPTIONS / "recipe_mobile_sr_x4.yml"
+STUDIES = {
+    "losses": Study(OPTIONS / "losses_mobile_sr_x4.yml", LOSSES, "none"),
+    "teacher": Study(_RECIPE, _teacher_variants(), "none"),
+    "family": Study(_RECIPE, FAMILY, "soap_whole", ("psnr", "ssim")),
+    "search": Study(_RECIPE, SEARCH, "base", ("psnr", "ssim")),
+}
 
 
-def measure(path: Path) -> dict[str, dict[str, float]]:
-    """Mean PSNR-Y, SSIM-Y and LPIPS (squeeze) on Set5 and Set14."""
+class Runs:
+    """The runs of a study, and what was measured of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.study, self.path = name, STUDIES[name], RESULTS / f"{name}.json"
+
+    def options_of(self, variant: str, seed: int = 0) -> tuple[RunOptions, list[str]]:
+        """The options of a run, and the overrides that make them."""
+        folder = f"output_dir=experiments/study/{self.name}"
+        overrides = [f"name={variant}_{seed}", f"seed={seed}", folder, *self.study.variants[variant]]
+        return load_options(self.study.options, overrides), overrides
+
+    @property
+    def results(self) -> dict[str, dict[str, dict]]:
+        """What was measured: by variant, seed and set."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def run(self, variants: Sequence[str], seeds: Sequence[int], part: tuple[int, int]) -> None:
+        """Train and measure each variant with each seed, unless its results are there."""
+        todo = [(variant, seed) for seed in seeds for variant in variants]
+        for variant, seed in todo[part[0] :: part[1]]:
+            if str(seed) in self.results.get(variant, {}):
+                continue
+            options, overrides = self.options_of(variant, seed)
+            folder, started = Path(options.output_dir) / options.name, time.perf_counter()
+            resume = ["--resume"] if (folder / "options.yml").exists() else []
+            if train(["-opt", str(self.study.options), *overrides, *resume]):
+                raise SystemExit(1)
+            seconds = time.perf_counter() - started
+            scores = {"seconds": round(seconds, 1), **measure(folder / "student.safetensors", self.study.metrics)}
+            results = self.results  # read again: another process may have added its own
+            results.setdefault(variant, {})[str(seed)] = scores
+            write_json(self.path, results)
+
+    def table(self, variants: Sequence[str]) -> None:
+        """Print mean and standard deviation over the seeds, and the difference to the base with the same seed."""
+        metrics, results = self.study.metrics, self.results
+        titles = (
+            [f"{name} PSNR-Y" for name in SETS] + ["difference on Set14"] + [f"Set14 {m.upper()}" for m in metrics[1:]]
+        )
+        print("| variant | seeds | " + " | ".join(titles) + " |")
+        print("|---|---|" + "---|" * len(titles))
+        for variant in variants:
+            runs, base = results.get(variant), results.get(self._base_of(variant), {})
+            if not runs:
+                continue
+            gains = [runs[s]["Set14"]["psnr"] - base[s]["Set14"]["psnr"] for s in runs if s in base]
+            is_base = variant == self._base_of(variant)
+            cells = [f"`{variant}`", str(len(runs))]
+            cells += [spread([scores[name]["psnr"] for scores in runs.values()], 2) for name in SETS]
+            cells += ["" if is_base or not gains else spread(gains, 3, sign=True)]
+            cells += [spread([scores["Set14"][m] for scores in runs.values()], METRICS[m][1]) for m in metrics[1:]]
+            print("| " + " | ".join(cells) + " |")
+
+    def _base_of(self, variant: str) -> str:
+        """What a variant is compared with: of the same size and length, for a teacher."""
+        return "_".join([*variant.split("_")[:2], "none"]) if self.name == "teacher" else self.study.base
+
+    def weigh(self, variants: Sequence[str]) -> None:
+        """Print the weight of each variant's term that gives its gradient the share SHARE of L1's."""
+        for variant in variants:
+            options, _ = self.options_of(variant)
+            if len(options.losses) == 2 and options.losses[1].reads_maps and options.losses[1].schedule is None:
+                print(f"{variant}: weight: {_weight(options):.1g}", flush=True)
+
+
+def measure(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Means on each set."""
     model, scores = load_model(path), {}
-    for name in ("Set5", "Set14"):
+    for name in SETS:
         benchmark = open_set(name, model.spec.scale, data_root())
-        result = evaluate_set(model, benchmark, torch.device("cpu"), default_metrics(model.spec.scale, "squeeze"))
+        chosen = [make_metric(METRICS[metric][0], model.spec.scale) for metric in metrics]
+        result = evaluate_set(model, benchmark, torch.device("cpu"), chosen)
         if result.problems:
             raise UserError(" ".join(result.problems))
-        scores[name] = {short: result.mean(metric) for short, metric in METRICS.items()}
+        scores[name] = {metric: round(result.mean(METRICS[metric][0]), 5) for metric in metrics}
     return scores
-
-
-def table(variants: list[str], seeds: list[int]) -> None:
-    """Print mean and standard deviation over the seeds, and the difference to no teacher with the same seed."""
-    results = {}
-    for variant in variants:
-        for seed in seeds:
-            options, _ = options_of(variant, seed)
-            path = Path(options.output_dir) / options.name / "results.json"
-            if path.exists():
-                results.setdefault(variant, {})[seed] = json.loads(path.read_text())
-    print("| added to L1 | seeds | Set5 PSNR-Y | Set14 PSNR-Y | difference on Set14 | Set14 SSIM-Y | Set14 LPIPS |")
-    print("|---|---|---|---|---|---|---|")
-    plain = results.get("none", {})
-    for variant, runs in results.items():
-        gains = [runs[seed]["Set14"]["psnr"] - plain[seed]["Set14"]["psnr"] for seed in runs if seed in plain]
-        cells = [
-            f"`{_short(LOSSES[variant])}`",
-            str(len(runs)),
-            spread([scores["Set5"]["psnr"] for scores in runs.values()], 2),
-            spread([scores["Set14"]["psnr"] for scores in runs.values()], 2),
-            "" if variant == "none" else spread(gains, 3, sign=True),
-            spread([scores["Set14"]["ssim"] for scores in runs.values()], 4),
-            spread([scores["Set14"]["lpips"] for scores in runs.values()], 4),
-        ]
-        print("| " + " | ".join(cells) + " |")
-
-
-def _short(losses: list[str]) -> str:
-    """The terms without what goes without saying."""
-    text = " + ".join(loss.removeprefix("{type: ").removesuffix("}") for loss in losses)
-    return text.replace("on: features, ", "") or "nothing"
 
 
 def spread(values: list[float], digits: int, sign: bool = False) -> str:
@@ -145,22 +265,12 @@ def spread(values: list[float], digits: int, sign: bool = False) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def weigh(variants: list[str]) -> None:
-    """Print the weight of each variant's term that gives its gradient the share SHARE of L1's."""
-    for variant in variants:
-        if len(LOSSES[variant]) != 1 or variant == "l1_teacher" or "fading" in variant:
-            continue
-        print(f"{variant}: weight: {_weight(options_of(variant)[0]):.1g}", flush=True)
-
-
 def _weight(options: RunOptions) -> float:
     torch.manual_seed(0)
     built = build_run(options)
-    for model in [*built.students.values(), *(teacher.teacher.model for teacher in built.teachers.values())]:
-        model.autocast = torch.bfloat16
     data, store = options.data, built.open_store(torch.device("cpu"), print)
     batches = StepBatches(store, data.lr_size, data.batch_size, options.seed)
-    optimizer = torch.optim.Adam(built.task.parameters(), options.optimizer.learning_rate)
+    optimizer = torch.optim.Adam(built.task.parameters(), 1e-3)
 
     def backward(step: int, weights: list[float]) -> float:
         """The norm of the gradient on the student's weights."""
@@ -184,20 +294,30 @@ def _weight(options: RunOptions) -> float:
 
 
 def main() -> int:
-    """``study.py run | table | weigh [--variants V ...] [--seeds S ...] [--part I/N]``."""
+    """``study.py STUDY run | table | weigh [--variants V ...] [--seeds S ...] [--part I/N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("what", choices=["run", "table", "weigh"])
-    parser.add_argument("--variants", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="V")
+    parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
     parser.add_argument("--part", default="0/1", metavar="I/N")
     args = parser.parse_args()
-    if args.what == "run":
-        index, _, count = args.part.partition("/")
-        run(args.variants, args.seeds, (int(index), int(count)))
-    elif args.what == "table":
-        table(args.variants, args.seeds)
-    else:
-        weigh(args.variants)
+    runs = Runs(args.study)
+    variants = args.variants or list(runs.study.variants)
+    try:
+        unknown = [variant for variant in variants if variant not in runs.study.variants]
+        if unknown:
+            raise UserError(f"{args.study} has no {', '.join(unknown)}; it has {', '.join(runs.study.variants)}.")
+        if args.what == "run":
+            index, _, count = args.part.partition("/")
+            runs.run(variants, args.seeds, (int(index), int(count)))
+        elif args.what == "table":
+            runs.table(variants)
+        else:
+            runs.weigh(variants)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

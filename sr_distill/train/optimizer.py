@@ -182,13 +182,14 @@ def _eigenvectors(matrices: Tensor) -> Tensor:
     exact = matrices.cpu().double()  # once for a weight; not every device has this, or in float64
     finite = exact.isfinite().flatten(1).all(1)[:, None, None]
     exact = torch.where(finite, exact, torch.eye(exact.shape[-1], dtype=exact.dtype))
-    return torch.linalg.eigh(exact)[1].flip(2).to(matrices)
+    return torch.linalg.eigh(exact)[1].flip(2).to(matrices).contiguous()
 
 
 def _turned(basis: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A step of power iteration from old eigenvectors to those of changed matrices, and the order in which the old ones are now."""
     order = (basis.mT @ matrix @ basis).diagonal(dim1=1, dim2=2).argsort(descending=True)
-    return torch.linalg.qr(matrix @ basis.gather(2, order[:, None].expand_as(basis)))[0], order
+    turned = torch.linalg.qr(matrix @ basis.gather(2, order[:, None].expand_as(basis)))[0]
+    return turned.contiguous(), order  # in the layout in which it is loaded: products of another one round differently
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_resume_equals_uninterrupted(work, cache):
 
 
 def test_two_processes_equal_one(work):
-    options = write_options(work)
+    options = write_options(work, optimizer={"type": "adam"})
     for processes in (1, 2):
         done = launch(options, processes, f"name=p{processes}", "train.total_steps=1", "train.checkpoint_every=1")
         assert done.returncode == 0, done.stderr[-2000:]
@@ -198,7 +198,9 @@ def test_a_batch_that_cannot_be_shared(work):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(work, capsys):
-    options = write_options(work, optimizer={"learning_rate": 1e25}, schedule={"type": "constant", "warmup": 1})
+    options = write_options(
+        work, optimizer={"type": "adam", "learning_rate": 1e25}, schedule={"type": "constant", "warmup": 1}
+    )
     tree = yaml.safe_load(options.read_text())
     tree["train"] = {"total_steps": 40, "log_every": 5, "checkpoint_every": 1, "ema": 0.0}
     tree["validation"] = None
