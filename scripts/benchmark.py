@@ -36,7 +36,7 @@ from sr_distill.models import upscale_uint8
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.models.blocks import Reparam
 from sr_distill.options import LossOptions, RunOptions, validate
-from sr_distill.options.schema import OptimizerOptions
+from sr_distill.options.optimisation import OptimizerOptions
 from sr_distill.train import RunFolder, Trainer, build_run, make_accelerator, make_optimizer
 from sr_distill.zoo import open_model
 

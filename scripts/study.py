@@ -171,9 +171,9 @@ SEARCH = {
     "teacher_only": ["losses=[{type: l1, against: teacher}]"],
 }
 
-_RECIPE = OPTIONS / "recipe_mobile_sr_x4.yml"
+_RECIPE = OPTIONS / "mobile_sr_recipe_x4.yml"
 STUDIES = {
-    "losses": Study(OPTIONS / "losses_mobile_sr_x4.yml", LOSSES, "none"),
+    "losses": Study(OPTIONS / "mobile_sr_losses_x4.yml", LOSSES, "none"),
     "teacher": Study(_RECIPE, _teacher_variants(), "none"),
     "family": Study(_RECIPE, FAMILY, "soap_whole", ("psnr", "ssim")),
     "search": Study(_RECIPE, SEARCH, "base", ("psnr", "ssim")),

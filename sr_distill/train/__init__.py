@@ -1,9 +1,10 @@
 """Training: the objective over networks, the loop, and what they leave on disk."""
 
 from .build import Run, build_run, build_task, tap_teachers
-from .loop import Interrupted, Progress, Trainer, Validation
+from .loop import Trainer
 from .optimizer import make_optimizer
 from .processes import make_accelerator
+from .progress import Interrupted, Progress, Validation
 from .run_folder import RunFolder, open_run
 from .task import DistillationTask
 

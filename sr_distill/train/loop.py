@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,60 +15,17 @@ from ..console import progress_bar
 from ..contracts import Batch
 from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
-from ..models import SRModel, save_model
+from ..models import save_model
 from .average import averaged
 from .build import Run
 from .checkpoint import load_checkpoint, save_checkpoint
 from .log import MetricsLog
 from .optimizer import make_optimizer
+from .progress import Interrupted, Progress, Validation
 from .recent import RecentTerms
 from .run_folder import RunFolder
 from .schedule import decay_start, learning_rate_at
 from .stop import StopAgreement, StopRequest
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How students are measured.
-
-    Attributes:
-        judged_by: the set and the metric that decide which student is best.
-        measure: gives the metrics of a student by name; the first decides which student is best. None: the function it was given
-            said to stop.
-        higher_is_better: whether the best student has the highest value.
-    """
-
-    judged_by: str
-    measure: Callable[[SRModel, Callable[[], bool]], dict[str, float] | None]
-    higher_is_better: bool = True
-
-    def is_better(self, score: float, best: float | None) -> bool:
-        """Whether a score beats the best one so far; a score that is no number is worse than any."""
-        if best is None or math.isnan(best):
-            return True
-        return score > best if self.higher_is_better else score < best
-
-
-class Interrupted(Exception):
-    """Ctrl-C or a request to end: the state is saved, and the message says how to go on."""
-
-
-@dataclass
-class Progress:
-    """What changes while a run goes on, besides weights.
-
-    Attributes:
-        step: optimizer steps that are done.
-        validated: the step after which the students were measured last.
-        judged_by: set and metric that decide which student is best.
-        best, best_step: by student, the best score, and the step that it was reached at.
-    """
-
-    step: int = 0
-    validated: int = 0
-    judged_by: str = ""
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..options.schema import OptimizerOptions
+from ..options.optimisation import OptimizerOptions
 
 _EPS = 1e-8
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

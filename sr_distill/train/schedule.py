@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..options import LossOptions
-from ..options.schema import ScheduleOptions
+from ..options.optimisation import ScheduleOptions
 
 
 def learning_rate_at(step: int, base: float, total_steps: int, schedule: ScheduleOptions) -> float:

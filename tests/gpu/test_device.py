@@ -24,7 +24,7 @@ from sr_distill.evaluate.measures import ImagePair
 from sr_distill.losses import LOSSES
 from sr_distill.models import ARCHITECTURES, build_model, load_model
 from sr_distill.options import validate
-from sr_distill.options.schema import OptimizerOptions
+from sr_distill.options.optimisation import OptimizerOptions
 from sr_distill.train import make_optimizer
 from sr_distill.zoo import ZOO, open_model
 

@@ -12,7 +12,7 @@ from torch import nn
 from sr_distill.data import luma
 from sr_distill.models import build_model
 from sr_distill.options import validate
-from sr_distill.options.schema import OptimizerOptions
+from sr_distill.options.optimisation import OptimizerOptions
 from sr_distill.train import make_optimizer
 from sr_distill.train.optimizer import SOAP, Muon
 

@@ -14,7 +14,8 @@ from sr_distill.losses import LOSSES
 from sr_distill.models import ARCHITECTURES
 from sr_distill.options import LossOptions, RunOptions, dump_options, load_options, validate
 from sr_distill.options.losses import WeightSchedule
-from sr_distill.options.schema import PairOptions, ScheduleOptions
+from sr_distill.options.optimisation import ScheduleOptions
+from sr_distill.options.schema import PairOptions
 from sr_distill.registry import OneOf
 
 from ..conftest import ROOT

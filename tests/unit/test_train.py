@@ -15,7 +15,7 @@ from torch import nn
 from sr_distill.errors import UserError
 from sr_distill.files import atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
-from sr_distill.options.schema import ScheduleOptions
+from sr_distill.options.optimisation import ScheduleOptions
 from sr_distill.train import Validation, open_run
 from sr_distill.train.average import averaged
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
