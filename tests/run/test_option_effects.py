@@ -49,6 +49,7 @@ CHANGES = {
     "data.lr_size": 12,
     "data.batch_size": 2,
     "data.on_unreadable": "skip",
+    "data.device": "cuda",  # refused where there is none; tests/gpu has what it does
     "losses.0.weight": 0.3,
     "features.count": 1,
     "optimizer.learning_rate": 1e-4,
@@ -112,6 +113,7 @@ def _fingerprint(work, path=None, value=None):
     if path is not None:
         _set(tree, path, json.loads(json.dumps(value).replace("{work}", str(work))))
     tree["name"] = f"run_{path}".replace(".", "_")
+    tree["optimizer"] = {"type": "adam", **tree.get("optimizer", {})}  # which does not make much of rounding
     options = work / "options.yml"
     options.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value is not None}))
     if run_training(options) != 0:

@@ -28,7 +28,7 @@ def test_a_run_leaves_what_it_promises(work, capsys):
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [3, 6]
     assert {"psnr_y_b2", "ssim_y_b2"} <= lines[-1].keys()
     assert list((out / "tensorboard").glob("events.*"))
-    assert yaml.safe_load((out / "options.yml").read_text())["optimizer"]["learning_rate"] == 1e-3
+    assert yaml.safe_load((out / "options.yml").read_text())["optimizer"]["learning_rate"] == 3e-3
     student = load_model(out / "student.safetensors")
     assert student.spec.scale == 2
     best = max(line["psnr_y_b2"] for line in lines if line["kind"] == "validation")
