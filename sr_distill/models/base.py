@@ -64,8 +64,9 @@ class SRModel(nn.Module):
         plain = None if architecture is None else architecture.collapsed()
         if plain == architecture:
             return self
-        net = plain.build(self.spec.scale)
-        net.load_state_dict(collapse(self.net).state_dict())
+        with torch.device("meta"):  # draws nothing, which would come out of the run's random state
+            net = plain.build(self.spec.scale)
+        net.load_state_dict(collapse(self.net).state_dict(), assign=True)
         return SRModel(net, dataclasses.replace(self.spec, architecture=plain)).train(self.training)
 
     def start_from(self, other: SRModel) -> list[str]:

@@ -109,7 +109,9 @@ FAMILY = [
 @pytest.mark.parametrize("tree", FAMILY)
 def test_the_file_has_the_deployed_form(tree, tmp_path):
     model = build_model(small("mobile_sr", **tree), 3).eval()
+    random = torch.get_rng_state()
     plain = model.collapsed()
+    assert torch.equal(torch.get_rng_state(), random)
     assert plain.spec.architecture == small("mobile_sr", **tree | {"reparam": "none", "identity": False, "hidden": 128})
     save_model(plain, tmp_path / "m.safetensors")
     image = torch.rand(1, 3, 12, 9)
