@@ -2,15 +2,17 @@
 
 from .build import Run, build_run, build_task, tap_teachers
 from .loop import Trainer
-from .optimizer import make_optimizer
+from .optimizer import SOAP, Muon, make_optimizer
 from .processes import make_accelerator
 from .progress import Interrupted, Progress, Validation
 from .run_folder import RunFolder, open_run
 from .task import DistillationTask
 
 __all__ = [
+    "SOAP",
     "DistillationTask",
     "Interrupted",
+    "Muon",
     "Progress",
     "Run",
     "RunFolder",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,17 +33,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     Args:
         parameters: the weights.
-        lr: learning rate.
-        betas: decay of the two moments.
-        weight_decay: weight decay.
-        own: further settings of a group.
+        settings: of the group: ``lr``, ``betas``, ``weight_decay`` and those of the kind.
     """
 
-    def __init__(
-        self, parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, **own: float
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **own})
-
+    def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
+        super().__init__(parameters, settings)
         self._stacks: dict[tuple[nn.Parameter, ...], _Stack] = {}
 
     @torch.no_grad()
@@ -119,10 +113,26 @@ class SOAP(MatrixOptimizer):
     division take place on ``Q_L^T G Q_R``. The first step only looks: a gradient is not projected on a basis made of it.
 
     Args:
+        parameters: the weights.
+        lr: learning rate.
+        betas: decay of the moments, and of the preconditioners.
+        weight_decay: weight decay.
         precondition_every: steps between two updates of the eigenvectors.
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025, algorithm 3, and its repository.
     """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        precondition_every: int = 10,
+    ) -> None:
+        super().__init__(
+            parameters, lr=lr, betas=betas, weight_decay=weight_decay, precondition_every=precondition_every
+        )
 
     def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor | None:
         """See the class."""
@@ -156,10 +166,24 @@ class Muon(MatrixOptimizer):
     the size of a step is Adam's and learning rates carry over (Liu et al., "Muon is Scalable for LLM Training", 2025, equation 4).
 
     Args:
+        parameters: the weights.
+        lr: learning rate.
+        betas: decay of the moments of vectors, which Adam takes.
+        weight_decay: weight decay.
         momentum: m.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay, momentum=momentum)
 
     def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor:
         """See the class."""
