@@ -38,7 +38,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
         super().__init__(parameters, settings)
-        self._stacks: dict[tuple[nn.Parameter, ...], _Stack] = {}
+        self._stacks: dict[nn.Parameter, _Stack] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stacks = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
@@ -70,10 +74,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _stack_of(self, parameters: list[nn.Parameter]) -> _Stack:
         """What is remembered of these weights; made anew where a state was loaded since, or other weights took part."""
-        key, states = tuple(parameters), [self.state[parameter] for parameter in parameters]
-        if key not in self._stacks or not self._stacks[key].is_of(states):
-            self._stacks[key] = _Stack(states)
-        return self._stacks[key]
+        first, states = parameters[0], [self.state[parameter] for parameter in parameters]
+        if first not in self._stacks or not self._stacks[first].is_of(states):
+            self._stacks[first] = _Stack(states)
+        return self._stacks[first]
 
     @staticmethod
     def _apply(parameters: list[nn.Parameter], update: Tensor, group: dict[str, Any]) -> None:
@@ -101,9 +105,10 @@ class _Stack(dict[str, Tensor]):
 
     def is_of(self, states: list[dict[str, Any]]) -> bool:
         """Whether these states have the shares that were handed out last."""
-        return all(
-            state.get(name) is value for state, share in zip(states, self._handed) for name, value in share.items()
-        )
+        if len(states) != self._count:
+            return False
+        pairs = zip(states, self._handed)
+        return all(state.get(name) is value for state, share in pairs for name, value in share.items())
 
 
 class SOAP(MatrixOptimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 
@@ -209,3 +210,13 @@ def test_weights_of_one_shape_walk_as_if_they_were_alone(kind):
         torch.testing.assert_close(together[index], walk([index])[0], atol=1e-7, rtol=1e-6)
     for cut in (3, 6, 15):
         assert all(torch.equal(*pair) for pair in zip(walk([0, 1, 2], cut), together))
+
+
+@pytest.mark.parametrize("kind", MATRIX)
+def test_a_copy_of_an_optimizer_goes_on(kind):
+    kernel = nn.Conv2d(3, 4, 3)
+    optimizer = _make(kernel, kind)
+    _walk(kernel.weight, optimizer, 3)
+    copied = copy.deepcopy(optimizer)
+    weight = copied.param_groups[0]["params"][0]
+    assert torch.equal(_walk(weight, copied, 6, 3), _walk(kernel.weight, optimizer, 6, 3))
