@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: RunOptions, resume: bool) -> int:
     set_seed(options.seed)
+    if options.train.threads is not None:
+        torch.set_num_threads(options.train.threads)
     run = build_run(options)
     accelerator = make_accelerator(options, run.task.has_idle_weights)
     if accelerator.device.type == "cpu":

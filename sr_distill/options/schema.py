@@ -139,6 +139,12 @@ class TrainOptions(Options):
         "fp32", description="bf16: autocast the student and the teacher to bfloat16."
     )
     channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of the run; None: as many as PyTorch takes, one a core. Small students are often faster with one, which leaves "
+        "the other cores to another run (scripts/benchmark.py train --sweep).",
+    )
     compile: bool = Field(False, description="torch.compile the student; pays off on a GPU in long runs.")
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")

@@ -71,6 +71,7 @@ ELSEWHERE = {
     "output_dir",
     "plugins",
     "train.compile",
+    "train.threads",
     "data",
     "losses",
     "features",

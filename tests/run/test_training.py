@@ -40,6 +40,16 @@ def test_a_run_leaves_what_it_promises(work, capsys):
     assert "The student:" in capsys.readouterr().out
 
 
+def test_a_run_has_the_threads_that_its_options_say(work):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert run_training(write_options(work), "train.threads=1", "train.total_steps=1") == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("color", ["rgb", "y"])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_student_learns(work, name, color):
