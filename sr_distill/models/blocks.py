@@ -61,6 +61,17 @@ class CollapsibleConv2d(nn.Module):
         self.weight += weight
         self.bias += bias
 
+    @torch.no_grad()
+    def scale_to(self, deviation: float) -> None:
+        """Scale the start such that the merged kernel has this standard deviation."""
+        factor = deviation / self.merged()[0].std()
+        for factors in self.last_factors():
+            factors *= factor
+
+    def last_factors(self) -> list[Tensor]:
+        """The weights in which the merged kernel is linear: scaling them all scales it."""
+        return [self.weight]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W)."""
         weight, bias = self.collapsed()
@@ -103,6 +114,10 @@ class ExpandedConv2d(CollapsibleConv2d):
         self.expand += (torch.linalg.pinv(self.project) @ weight.flatten(1)).view_as(self.expand)
         self.bias += bias
 
+    def last_factors(self) -> list[Tensor]:
+        """See the base class."""
+        return [self.expand]
+
 
 class EdgeConv2d(CollapsibleConv2d):
     """Edge-oriented convolution: five linear branches that equal one convolution.
@@ -140,6 +155,11 @@ class EdgeConv2d(CollapsibleConv2d):
         """See the base class."""
         self.conv3x3.weight += weight
         self.conv3x3.bias += bias
+
+    def last_factors(self) -> list[Tensor]:
+        """See the base class."""
+        filters = (self.conv1x1_sbx, self.conv1x1_sby, self.conv1x1_lpl)
+        return [self.conv3x3.weight, self.conv1x1_3x3.k1, *(branch.scale for branch in filters)]
 
 
 class EdgeBlock(EdgeConv2d):

@@ -68,6 +68,17 @@ def test_it_becomes_equal_to_any_convolution(kind, size, identity):
     torch.testing.assert_close(conv(x), plain(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("identity", [False, True])
+@pytest.mark.parametrize("reparam", ["none", "expand", "edge"])
+def test_the_signal_survives_the_depth(reparam, identity):
+    net = build_model(architecture(type="mobile_sr", num_block=12, reparam=reparam, identity=identity), 2).net
+    head = net.head(torch.rand(2, 3, 24, 24))
+    assert 0.2 < net.body(head).std() / head.std() < 10
+    if not identity:
+        for conv, _ in net.body:
+            assert conv.collapsed()[0].std().item() == pytest.approx((2 / (9 * 16)) ** 0.5, rel=1e-5)
+
+
 def test_the_identity_needs_equal_channels():
     assert not convolution(3, 6, 3, "none", True, 4).identity
 

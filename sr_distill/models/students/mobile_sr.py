@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -52,6 +53,9 @@ class MobileSR(nn.Module):
         self.tail = conv(width, channels * scale**2, options.tail_kernel)
         self.anchor = _LearnedAnchor(channels, scale) if options.anchor == "learned" else _NearestAnchor(scale)
         self.upsampler = nn.PixelShuffle(scale)
+        for conv, _ in self.body:
+            if not conv.identity:  # He et al. 2015: else the signal dies on its way through the body
+                conv.scale_to(math.sqrt(2 / (9 * width)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale (B, channels, H, W) to (B, channels, H*scale, W*scale)."""
