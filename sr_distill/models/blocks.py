@@ -107,7 +107,8 @@ class ExpandedConv2d(CollapsibleConv2d):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        return (self.project @ self.expand.flatten(1)).view(self.shape), self.bias
+        weight = (self.project @ self.expand.flatten(1)).view(self.shape)
+        return _in_layout_of(self.expand, weight), self.bias
 
     def add_to_merged(self, weight: Tensor, bias: Tensor) -> None:
         """See the base class; of all changes of the first factor that do it, the smallest. ``hidden`` must not be below ``out``."""
@@ -149,7 +150,8 @@ class EdgeConv2d(CollapsibleConv2d):
         )
         weight, bias = (one + other for one, other in zip(expanded, filtered))
         margin = (self.shape[-1] - 3) // 2
-        return self.conv3x3.weight + (F.pad(weight, [margin] * 4) if margin else weight), self.conv3x3.bias + bias
+        weight = self.conv3x3.weight + (F.pad(weight, [margin] * 4) if margin else weight)
+        return _in_layout_of(self.conv3x3.weight, weight), self.conv3x3.bias + bias
 
     def add_to_merged(self, weight: Tensor, bias: Tensor) -> None:
         """See the base class."""
@@ -223,6 +225,16 @@ def fill(net: nn.Module, plain: Mapping[str, Tensor]) -> list[str]:
         else:
             left.append(name)
     return left
+
+
+def _in_layout_of(weight: Tensor, kernel: Tensor) -> Tensor:
+    """The kernel in the memory layout of a weight, which is that of the network's maps: a convolution with another one is slower.
+
+    Where there is one input channel, the strides alone tell the layouts apart, and ``contiguous`` changes nothing.
+    """
+    if weight.stride(1) != 1:
+        return kernel
+    return kernel.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 class _Expand(nn.Module):

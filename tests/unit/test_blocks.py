@@ -68,6 +68,16 @@ def test_it_becomes_equal_to_any_convolution(kind, size, identity):
     torch.testing.assert_close(conv(x), plain(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("in_channels", [1, 8])
+@pytest.mark.parametrize("kind", ["none", "expand", "edge"])
+def test_the_merged_kernel_has_the_layout_of_the_weights(kind, in_channels, layout):
+    """By its strides, as those of a plain convolution: they decide the layout of the maps where one channel leaves it open."""
+    conv = convolution(in_channels, 8, 3, kind, True, 16).to(memory_format=layout)
+    plain = nn.Conv2d(in_channels, 8, 3).to(memory_format=layout)
+    assert conv.collapsed()[0].stride() == plain.weight.stride()
+
+
 @pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("reparam", ["none", "expand", "edge"])
 def test_the_signal_survives_the_depth(reparam, identity):
