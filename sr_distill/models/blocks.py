@@ -107,8 +107,10 @@ class ExpandedConv2d(CollapsibleConv2d):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        weight = (self.project @ self.expand.flatten(1)).view(self.shape)
-        return _in_layout_of(self.expand, weight), self.bias
+        if self.expand.stride(1) != 1:
+            return (self.project @ self.expand.flatten(1)).view(self.shape), self.bias
+        rows = self.expand.permute(0, 2, 3, 1)  # channels_last, and so is the kernel, without a copy: see _in_layout_of
+        return (self.project @ rows.flatten(1)).unflatten(1, rows.shape[1:]).permute(0, 3, 1, 2), self.bias
 
     def add_to_merged(self, weight: Tensor, bias: Tensor) -> None:
         """See the base class; of all changes of the first factor that do it, the smallest. ``hidden`` must not be below ``out``."""
