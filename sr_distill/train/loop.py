@@ -259,7 +259,7 @@ class Trainer:
     def _measure(self) -> dict[str, dict[str, float]] | None:
         scores = {}
         for name, average in self.averages.items():
-            measured = self.validation.measure(average.module, lambda: self._stop.asked)
+            measured = self.validation.measure(average.module.collapsed(), lambda: self._stop.asked)  # as in its file
             if measured is None:
                 return None
             scores[name] = measured
