@@ -67,13 +67,13 @@ class Job:
             UserError: the training failed.
         """
         command = [sys.executable, str(ROOT / "scripts/train.py"), "-opt", str(self.path), *self.overrides]
-        with subprocess.Popen([*command, *(["--resume"] if self.folder.options.exists() else [])]) as process:
+        resume = ["--resume"] if self.folder.options.exists() else []
+        # In a session of its own Ctrl-C does not reach it but through here, once.
+        with subprocess.Popen([*command, *resume], start_new_session=True) as process:
             try:
                 code = process.wait(None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.send_signal(signal.SIGINT)
-                code = process.wait()
-            except KeyboardInterrupt:  # the training got it, too
                 code = process.wait()
         if code not in (0, 130):
             raise UserError(f"{self.name}: the training ended with exit code {code}; see above.")
@@ -186,6 +186,7 @@ def main() -> int:
         "--minutes", type=float, default=float("inf"), help="run: stop after so many, with a checkpoint"
     )
     args = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         jobs = [Job(path, args.overrides) for path in sorted(args.queue.glob("*.yml"))]
         unknown = set(args.only or ()) - {job.name for job in jobs}

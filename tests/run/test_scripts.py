@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 import yaml
@@ -64,6 +66,27 @@ def test_the_queue_is_trained_in_order_goes_on_and_skips_what_is_finished(work, 
     before = {name: path.stat().st_mtime_ns for name, path in _steps(work).items()}
     assert "resuming" not in _zoo(queue, "run", longer)
     assert {name: path.stat().st_mtime_ns for name, path in _steps(work).items()} == before
+
+
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_the_queue_stops_its_training_with_a_checkpoint(work, queue, request_to_stop):
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/train_zoo.py"),
+        "run",
+        "--queue",
+        str(queue),
+        "train.total_steps=100000",
+    ]
+    with subprocess.Popen([*command, "train.checkpoint_every=20"]) as process:
+        until = time.monotonic() + 120
+        while _steps(work)["first"] is None and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(request_to_stop)
+        assert process.wait(60) == 0
+    last = _steps(work)["first"]
+    time.sleep(1.0)
+    assert _steps(work) == {"first": last, "second": None}  # nobody trains on
 
 
 def test_the_queue_names_what_is_wrong(work, queue):
