@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import quality
 import torch
+from timing import in_turn, training_steps
 
+from sr_distill.cli.common import run_command
 from sr_distill.contracts import Batch
 from sr_distill.devices import keep_freed_memory
 from sr_distill.errors import UserError
@@ -37,7 +39,7 @@ from sr_distill.models.basicsr import import_basicsr
 from sr_distill.models.blocks import Reparam
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.optimisation import OptimizerOptions
-from sr_distill.train import RunFolder, Trainer, build_run, make_accelerator, make_optimizer
+from sr_distill.train import build_run, make_optimizer
 from sr_distill.zoo import open_model
 
 SIZE, BATCH = 32, 16
@@ -120,11 +122,7 @@ def train(rounds: int) -> None:
 
 
 def _compare(steps: Mapping[str, Step], base: str, rounds: int) -> None:
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-    for _ in range(rounds + 1):
-        for kind, step in steps.items():
-            seconds[kind].append(statistics.mean(step() for _ in range(10)))  # a whole cycle of SOAP's
-    medians = {kind: statistics.median(values[1:]) for kind, values in seconds.items()}  # the first round warms up
+    medians = in_turn(steps, rounds)
     print(
         f"median of {rounds} x 10 steps; {BATCH} crops of {SIZE}x{SIZE}, x4, mobile_sr_tiny, {torch.get_num_threads()} threads:"
     )
@@ -196,21 +194,9 @@ def step(rounds: int, device: str, work: Path) -> None:
             "train": {"total_steps": 10**6, "compile": compiled, "precision": precision},
         }
         options = validate(RunOptions, tree, "benchmark")
-        run = build_run(options)
-        accelerator = make_accelerator(options, run.task.has_idle_weights)
-        store = run.open_store(accelerator.device, lambda said: None, quiet=True)
-        trainer = Trainer(run, RunFolder(work / "unused"), store, accelerator)
-        trainer.task.train()
-        seconds = []
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            for _ in range(at_once):
-                trainer.take_step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append((time.perf_counter() - start) / at_once)
+        seconds = in_turn({name: training_steps(options, work)}, rounds, at_once)[name]
         label = f"{name}, {precision}{', compiled' if compiled else ''}"
-        print(f"{label:32}  {statistics.median(seconds[1:]) * 1e3:8.3f} ms", flush=True)
+        print(f"{label:32}  {seconds * 1e3:8.3f} ms", flush=True)
 
 
 def evaluate(rounds: int) -> None:
@@ -258,16 +244,17 @@ def evaluate(rounds: int) -> None:
     print(f"(network + metrics here) / network: {1 + medians['metrics here'] / medians['network']:.2f}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """``benchmark.py losses | train [--sweep] | step [--device D] | quality | evaluate [--rounds N]``."""
-    if sys.argv[1:2] == ["quality"]:
-        return quality.main(sys.argv[2:])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["quality"]:
+        return quality.main(arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["losses", "train", "step", "quality", "evaluate"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--sweep", action="store_true", help="train: settings against each other, not optimizers")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="step: where")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     keep_freed_memory()
     if args.what == "train" and args.sweep:
         sweep(args.rounds)
@@ -281,4 +268,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

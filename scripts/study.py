@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from sr_distill.cli.common import run_command
 from sr_distill.cli.train import main as train
 from sr_distill.data import StepBatches
 from sr_distill.errors import UserError
-from sr_distill.evaluate import evaluate_set, make_metric, open_set
+from sr_distill.evaluate import mean_scores
 from sr_distill.files import data_root, write_json
 from sr_distill.models import load_model
 from sr_distill.options import RunOptions, load_options
@@ -247,16 +248,10 @@ class Runs:
 
 
 def measure(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Means on each set."""
-    model, scores = load_model(path), {}
-    for name in SETS:
-        benchmark = open_set(name, model.spec.scale, data_root())
-        chosen = [make_metric(METRICS[metric][0], model.spec.scale) for metric in metrics]
-        result = evaluate_set(model, benchmark, torch.device("cpu"), chosen)
-        if result.problems:
-            raise UserError(" ".join(result.problems))
-        scores[name] = {metric: round(result.mean(METRICS[metric][0]), 5) for metric in metrics}
-    return scores
+    """Means on each set, by the short names of the metrics."""
+    names = {METRICS[metric][0]: metric for metric in metrics}
+    scores = mean_scores(load_model(path), SETS, list(names), data_root())
+    return {key: {names[name]: round(value, 5) for name, value in means.items()} for key, means in scores.items()}
 
 
 def spread(values: list[float], digits: int, sign: bool = False) -> str:
@@ -293,7 +288,7 @@ def _weight(options: RunOptions) -> float:
     return balance(range(100, 104))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """``study.py STUDY run | table | weigh [--variants V ...] [--seeds S ...] [--part I/N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
@@ -301,25 +296,21 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
     parser.add_argument("--part", default="0/1", metavar="I/N")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     runs = Runs(args.study)
     variants = args.variants or list(runs.study.variants)
-    try:
-        unknown = [variant for variant in variants if variant not in runs.study.variants]
-        if unknown:
-            raise UserError(f"{args.study} has no {', '.join(unknown)}; it has {', '.join(runs.study.variants)}.")
-        if args.what == "run":
-            index, _, count = args.part.partition("/")
-            runs.run(variants, args.seeds, (int(index), int(count)))
-        elif args.what == "table":
-            runs.table(variants)
-        else:
-            runs.weigh(variants)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    unknown = [variant for variant in variants if variant not in runs.study.variants]
+    if unknown:
+        raise UserError(f"{args.study} has no {', '.join(unknown)}; it has {', '.join(runs.study.variants)}.")
+    if args.what == "run":
+        index, _, count = args.part.partition("/")
+        runs.run(variants, args.seeds, (int(index), int(count)))
+    elif args.what == "table":
+        runs.table(variants)
+    else:
+        runs.weigh(variants)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -7,18 +7,20 @@ train_zoo.py land                put each trained model that beats the one in th
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
+from sr_distill.cli.common import run_command
 from sr_distill.errors import UserError
-from sr_distill.evaluate import evaluate_set, open_set
+from sr_distill.evaluate import mean_scores
 from sr_distill.files import data_root, write_text
 from sr_distill.models import SRModel, bicubic_model, load_model, save_model
 from sr_distill.options import RunOptions, load_options
@@ -68,8 +70,9 @@ class Job:
         """
         command = [sys.executable, str(ROOT / "scripts/train.py"), "-opt", str(self.path), *self.overrides]
         resume = ["--resume"] if self.folder.options.exists() else []
-        # In a session of its own Ctrl-C does not reach it but through here, once.
-        with subprocess.Popen([*command, *resume], start_new_session=True) as process:
+        # A group of its own: Ctrl-C reaches it through here alone, once. Not a session of its own: Linux shares the time of the
+        # processor out among sessions first, and `nice` would count for nothing.
+        with subprocess.Popen([*command, *resume], preexec_fn=os.setpgrp) as process:
             try:
                 code = process.wait(None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0))
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -110,13 +113,8 @@ def land(jobs: list[Job]) -> None:
 
 def measure(model: SRModel) -> dict[str, list[float]]:
     """PSNR-Y and SSIM-Y by set."""
-    found = {}
-    for name in SETS:
-        result = evaluate_set(model, open_set(name, model.spec.scale, data_root()), torch.device("cpu"))
-        if result.problems:
-            raise UserError(" ".join(result.problems))
-        found[name] = [round(result.mean("psnr_y"), 4), round(result.mean("ssim_y"), 5)]
-    return found
+    scores = mean_scores(model, SETS, ("psnr_y", "ssim_y"), data_root())
+    return {name: [round(means["psnr_y"], 4), round(means["ssim_y"], 5)] for name, means in scores.items()}
 
 
 def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
@@ -171,7 +169,7 @@ def _mean(scores: dict[str, list[float]]) -> float:
     return sum(psnr for psnr, _ in scores.values()) / len(scores)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """``train_zoo.py status | run [--minutes M] | land [--only NAME ...] [key.path=value ...]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["status", "run", "land"])
@@ -185,27 +183,23 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="run: stop after so many, with a checkpoint"
     )
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        jobs = [Job(path, args.overrides) for path in sorted(args.queue.glob("*.yml"))]
-        unknown = set(args.only or ()) - {job.name for job in jobs}
-        if unknown or not jobs:
-            raise UserError(
-                f"{args.queue} has no {', '.join(unknown) or 'options files'}; it has {', '.join(job.name for job in jobs)}."
-            )
-        jobs = [job for job in jobs if not args.only or job.name in args.only]
-        if args.what == "run":
-            run(jobs, args.minutes)
-        elif args.what == "land":
-            land(jobs)
-        else:
-            print("\n".join(job.status for job in jobs))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    jobs = [Job(path, args.overrides) for path in sorted(args.queue.glob("*.yml"))]
+    unknown = set(args.only or ()) - {job.name for job in jobs}
+    if unknown or not jobs:
+        raise UserError(
+            f"{args.queue} has no {', '.join(unknown) or 'options files'}; it has {', '.join(job.name for job in jobs)}."
+        )
+    jobs = [job for job in jobs if not args.only or job.name in args.only]
+    if args.what == "run":
+        run(jobs, args.minutes)
+    elif args.what == "land":
+        land(jobs)
+    else:
+        print("\n".join(job.status for job in jobs))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -40,6 +40,11 @@ def luma_to_gray(y: Tensor) -> Tensor:
     return (y - 16.0 / 255.0) * _FULL_RANGE
 
 
+def rgb_to_gray(image: Tensor) -> Tensor:
+    """RGB (..., 3, H, W) in [0, 1] to gray (..., 1, H, W) in [0, 1], of the same luma."""
+    return luma_to_gray(luma(image))
+
+
 def gray_to_luma(gray: Tensor) -> Tensor:
     """The inverse of :func:`luma_to_gray`."""
     return gray / _FULL_RANGE + 16.0 / 255.0

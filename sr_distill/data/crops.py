@@ -17,15 +17,11 @@ from .packed import PairStore
 
 @dataclass(frozen=True)
 class Draw:
-    """Crops of one step, an entry for each: which photo, at which share of the possible places, and which of the 8 turns."""
+    """Crops of one step, an entry for each: which photo, top and left (B, 2) in LR pixels, and which of the 8 turns."""
 
     photos: np.ndarray
-    places: np.ndarray
+    corners: np.ndarray
     turns: np.ndarray
-
-    def corners(self, shapes: np.ndarray, lr_size: int) -> np.ndarray:
-        """Top and left (B, 2) in LR pixels, for photos of these LR shapes (N, 2)."""
-        return (self.places * (shapes[self.photos] - lr_size + 1)).astype(int)
 
 
 class StepBatches(Dataset[Batch]):
@@ -69,14 +65,12 @@ class StepBatches(Dataset[Batch]):
         photos = generator.choice(len(self._chances), size=self._batch_size, p=self._chances)
         places = generator.random((self._batch_size, 2))
         turns = generator.integers(0, 8, size=self._batch_size)
-        draw = Draw(photos[self._mine], places[self._mine], turns[self._mine])
-        corners, side, scale = draw.corners(self._shapes, self._lr_size), self._lr_size, self._scale
+        corners = (places * (self._shapes[photos] - self._lr_size + 1)).astype(int)
+        draw = Draw(photos[self._mine], corners[self._mine], turns[self._mine])
         return Batch(
-            lr=self._lr.cut(draw, corners, side),
-            hr=self._hr.cut(draw, corners * scale, side * scale),
-            teacher_sr={
-                name: images.cut(draw, corners * scale, side * scale) for name, images in self._teachers.items()
-            },
+            lr=self._lr.cut(draw, self._lr_size, 1),
+            hr=self._hr.cut(draw, self._lr_size, self._scale),
+            teacher_sr={name: images.cut(draw, self._lr_size, self._scale) for name, images in self._teachers.items()},
         )
 
 
@@ -86,11 +80,12 @@ class _StoredImages:
     def __init__(self, images: Sequence[np.ndarray]) -> None:
         self._images = images
 
-    def cut(self, draw: Draw, corners: np.ndarray, side: int) -> Tensor:
-        """uint8 crops (B, 3, side, side), in the memory layout channels_last, which is that of images."""
+    def cut(self, draw: Draw, lr_size: int, scale: int) -> Tensor:
+        """uint8 crops (B, 3, side, side), side lr_size x scale, in the memory layout channels_last, which is that of images."""
+        side = lr_size * scale
         crops = [
             _dihedral(self._images[photo][top : top + side, left : left + side], int(turn))
-            for photo, (top, left), turn in zip(draw.photos, corners, draw.turns)
+            for photo, (top, left), turn in zip(draw.photos, draw.corners * scale, draw.turns)
         ]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
@@ -107,9 +102,10 @@ class _ResidentImages:
             self._pixels[start : start + len(pixels)] = pixels.to(device)
         self._starts, self._widths = starts[:-1], np.array([image.shape[1] for image in whole])
 
-    def cut(self, draw: Draw, corners: np.ndarray, side: int) -> Tensor:
+    def cut(self, draw: Draw, lr_size: int, scale: int) -> Tensor:
         """As :meth:`_StoredImages.cut`."""
-        where = np.stack([self._starts[draw.photos], self._widths[draw.photos], *corners.T, draw.turns])
+        side, top_left = lr_size * scale, (draw.corners * scale).T
+        where = np.stack([self._starts[draw.photos], self._widths[draw.photos], *top_left, draw.turns])
         device = self._pixels.device
         start, width, top, left, turn = torch.from_numpy(where).to(device)[:, :, None, None]
         row, column = torch.arange(side, device=device)[:, None], torch.arange(side, device=device)[None]

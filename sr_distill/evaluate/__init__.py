@@ -6,7 +6,7 @@ from .measures import ImagePair, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from .metrics import Metric, MetricOptions, ScaledMetric, make_metric
 from .page import write_page
 from .profile import RUNTIMES, Profile, profile_model
-from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips
+from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips, mean_scores
 from .report import Report, format_table, notes_on, write_report
 from .select import best_within, cost_of, pareto_front, parse_budget
 from .sets import BenchmarkSet, open_set
@@ -33,6 +33,7 @@ __all__ = [
     "format_table",
     "known_sets",
     "make_metric",
+    "mean_scores",
     "notes_on",
     "open_set",
     "pareto_front",

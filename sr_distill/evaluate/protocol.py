@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..data.color import gray_to_luma, luma, luma_to_gray
+from ..data.color import gray_to_luma, rgb_to_gray
 from ..data.images import to_uint8
 from ..devices import is_out_of_memory
 from ..errors import MetricError, UserError
@@ -16,7 +17,7 @@ from ..features import lpips_network
 from ..models import SRModel, upscale_uint8
 from .measures import ImagePair, psnr_of_luma, psnr_y
 from .metrics import LPIPS_BACKBONES, ScaledMetric, make_metric
-from .sets import BenchmarkImage, BenchmarkSet
+from .sets import BenchmarkImage, BenchmarkSet, open_set
 
 AGREEMENT = "psnr_y_to_teacher"
 """The label of the PSNR of a model's output against the teacher's."""
@@ -24,13 +25,12 @@ AGREEMENT = "psnr_y_to_teacher"
 LUMA_OUTPUT = "psnr_of_luma_output"
 """The label of the PSNR of what a luma network itself puts out."""
 
-_EXTRAS = {
+EXTRAS = {
     LUMA_OUTPUT: "PSNR of what a luma network itself puts out, Y rounded to 8 bits, against HR's Y rounded to 8 bits, as papers on luma "
     "networks print it; psnr_y is that of the RGB image that a user gets; a border of {scale} cut off.",
     AGREEMENT: "PSNR-Y of the output against the teacher's output, a border of {scale} cut off.",
 }
-EXTRAS = tuple(_EXTRAS)
-"""Labels of what is measured beside the metrics, on some models only."""
+"""What is measured beside the metrics, on some models only, by label, with its sentence."""
 
 
 def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], extras: Sequence[str] = ()) -> list[str]:
@@ -43,7 +43,7 @@ def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], extras: Seque
             for metric in metrics
         ),
     ]
-    return lines + [f"{extra}: {_EXTRAS[extra].format(scale=scale)}" for extra in extras]
+    return lines + [f"{extra}: {EXTRAS[extra].format(scale=scale)}" for extra in extras]
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,24 @@ def evaluate_set(
     return result
 
 
+def mean_scores(
+    model: SRModel, sets: Sequence[str], metrics: Sequence[str], root: Path | None
+) -> dict[str, dict[str, float]]:
+    """Means of metrics by set and by the metric's name, measured on the CPU.
+
+    Raises:
+        UserError: there is no such set or metric, or an image cannot be measured.
+    """
+    scores = {}
+    for name in sets:
+        chosen = [make_metric(metric, model.spec.scale) for metric in metrics]
+        result = evaluate_set(model, open_set(name, model.spec.scale, root), torch.device("cpu"), chosen)
+        if result.problems:
+            raise UserError(" ".join(result.problems))
+        scores[name] = {metric: result.mean(metric) for metric in metrics}
+    return scores
+
+
 Outcome = tuple[str, "dict[str, float] | str", "Tensor | None"]
 """An image's name; its scores, or a sentence about why there are none; the model's output, if there is one."""
 
@@ -214,7 +232,7 @@ def _scored(
 
 def _luma_output(model: SRModel, lr: Tensor) -> Tensor:
     """What a luma network itself makes of uint8 RGB (B, 3, h, w): uint8 Y (B, 1, H, W)."""
-    gray = model(luma_to_gray(luma(lr.float().div(255.0))))
+    gray = model(rgb_to_gray(lr.float().div(255.0)))
     return to_uint8(gray_to_luma(gray))
 
 

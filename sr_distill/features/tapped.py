@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Prediction
-from ..data.color import luma, luma_to_gray
+from ..data.color import rgb_to_gray
 from ..models import SRModel, Teacher
 from .substitution import ReplayTaps
 from .taps import Taps
@@ -56,7 +56,7 @@ class TappedModel:
     def run(self, lr: Tensor, need: Need) -> Prediction:
         """What is wanted, for RGB (B, 3, H, W) in [0, 1]; the output is not clipped."""
         if not need.color and self.model.spec.color == "y":
-            lr = luma_to_gray(luma(lr))
+            lr = rgb_to_gray(lr)
         if need.replay:
             return self._replay_taps.run(lr)
         if need.paths:

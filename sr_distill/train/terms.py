@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..contracts import Batch, Prediction
-from ..data.color import luma, luma_to_gray, with_luma_of
+from ..data.color import rgb_to_gray, with_luma_of
 from ..errors import LossError, UserError
 from ..features import Adapter, FeaturePair, Need
 from ..losses import Loss, LossInputs, MatchedMaps
@@ -167,7 +167,7 @@ class StepReader:
         if self._students[student].spec.color == "rgb":
             return image
         sr = self.given[student].sr.detach()
-        return luma_to_gray(luma(image)) if sr.shape[1] == 1 else with_luma_of(sr, image)
+        return rgb_to_gray(image) if sr.shape[1] == 1 else with_luma_of(sr, image)
 
     def _target(self, student: str, name: str, image: Tensor) -> Tensor:
         if (student, name) not in self._targets:

@@ -28,7 +28,7 @@ from sr_distill.options.optimisation import OptimizerOptions
 from sr_distill.train import make_optimizer
 from sr_distill.zoo import ZOO, open_model
 
-from ..conftest import Objective, natural_image, small
+from ..conftest import Objective, natural_image, small, write_image
 from ..run.conftest import work  # noqa: F401
 from ..run.helpers import assert_same, last_state, run_training, write_options
 from ..unit.test_crops import _store
@@ -170,8 +170,6 @@ def test_ways_of_running(device, work, change):  # noqa: F811
 
 
 def test_upscaling_in_tiles(device, tmp_path):
-    from ..conftest import write_image
-
     photo = write_image(tmp_path / "photo.png", natural_image(150, 130))
     outputs = []
     for where, tile in (("cpu", "0"), (str(device), "64")):
