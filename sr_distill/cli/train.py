@@ -63,6 +63,8 @@ def _train(options: RunOptions, resume: bool) -> int:
         for line in trainer.resume(checkpoint):
             say(line)
         say(f"resuming from {checkpoint} (step {trainer.progress.step}).")
+    elif run.not_taken:
+        say(f"starts from {options.init_from} but for what has another shape there: {', '.join(run.not_taken)}.")
     _introduce(run, store, accelerator)
     if trainer.is_done:
         say(f"nothing to do: step {trainer.progress.step} of {options.train.total_steps} is done.")

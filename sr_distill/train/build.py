@@ -33,12 +33,14 @@ class Run:
         students: the networks that are trained, by name, with their starting weights.
         teachers: the frozen networks that are imitated, by name.
         task: the students and the objective.
+        not_taken: weights that ``init_from`` has in another shape, so that they start anew.
     """
 
     options: RunOptions
     students: dict[str, SRModel]
     teachers: dict[str, TappedTeacher]
     task: DistillationTask
+    not_taken: Sequence[str] = ()
 
     def open_store(self, device: torch.device, say: Callable[[str], None], quiet: bool = False) -> PairStore:
         """The training pairs and the teachers' outputs that can be stored, each made now where it is not there yet.
@@ -77,14 +79,14 @@ def build_run(options: RunOptions) -> Run:
         UserError: a model cannot be loaded, or a layer or weights of a feature network that a term needs are not there.
     """
     students = {name: build_model(network, options.scale) for name, network in options.all_students.items()}
-    _start_from(options, students["student"])
+    not_taken = _start_from(options, students["student"])
     teachers = {
         name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
         for name, teacher in options.all_teachers.items()
     }
     losses = [loss for loss in options.losses if loss.weight > 0]  # the others would never be computed
     task = build_task(students, teachers, losses, options.features_of, options.teacher_weights, options.seed)
-    return Run(options, students, tap_teachers(task, teachers), task)
+    return Run(options, students, tap_teachers(task, teachers), task, not_taken)
 
 
 def build_task(
@@ -148,10 +150,10 @@ def _sources(loss: Loss, student: str, students: list[str], teachers: list[str])
     return [loss.teacher] if loss.teacher else teachers
 
 
-def _start_from(options: RunOptions, student: SRModel) -> None:
+def _start_from(options: RunOptions, student: SRModel) -> list[str]:
     if options.init_from is None:
-        return
+        return []
     try:
-        student.start_from(open_model(options.init_from))
+        return student.start_from(open_model(options.init_from))
     except ValueError as error:
         raise UserError(f"init_from: {options.init_from} is another network than student: {error}.") from None

@@ -154,21 +154,27 @@ def test_collapsing_changes_no_output(name):
         torch.testing.assert_close(model.collapsed()(image), model(image), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tree", FAMILY)
-def test_a_run_starts_from_the_deployed_form(tree, tmp_path):
-    given = build_model(small("mobile_sr", **tree), 2)
-    save_model(given.collapsed(), tmp_path / "m.safetensors")
+def _run_from(path, scale, **tree):
     options = {
         "name": "t",
-        "scale": 2,
+        "scale": scale,
         "student": small("mobile_sr", **tree).model_dump(),
-        "init_from": str(tmp_path / "m.safetensors"),
+        "init_from": str(path),
         "data": {"train": [{"hr": "embedded"}]},
         "losses": [{"type": "l1"}],
         "train": {"total_steps": 1},
     }
-    start = build_run(validate(RunOptions, options, "test")).students["student"]
-    assert start.spec == given.spec
+    return build_run(validate(RunOptions, options, "test"))
+
+
+@pytest.mark.parametrize("tree", FAMILY)
+def test_a_run_starts_from_the_deployed_form(tree, tmp_path):
+    given = build_model(small("mobile_sr", **tree), 2)
+    save_model(given.collapsed(), tmp_path / "m.safetensors")
+    run = _run_from(tmp_path / "m.safetensors", 2, **tree)
+    start = run.students["student"]
+    assert start.spec == given.spec and not run.not_taken
+    assert list(_run_from(tmp_path / "m.safetensors", 4, **tree).not_taken)[-1] == "tail"
     image = torch.rand(1, 3, 12, 9)
     torch.testing.assert_close(start.eval()(image), given.eval()(image), atol=1e-4, rtol=1e-4)
 
