@@ -4,6 +4,6 @@
 #   -m data     with SR_DISTILL_DATA  -m ""     everything
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-source "$here/venv.sh" requirements.txt tests/requirements.txt
+source "$here/venv.sh" requirements.txt requirements-export.txt tests/requirements.txt
 cd "$ROOT"
 exec "$PYTHON" -m pytest "$@"

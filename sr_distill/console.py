@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -30,3 +32,18 @@ def format_columns(
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
     )
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without what libraries print while this lasts, also those that are not Python and write to the terminal themselves."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        kept = [os.dup(number) for number in (1, 2)]
+        try:
+            for number in (1, 2):
+                os.dup2(sink.fileno(), number)
+            yield
+        finally:
+            for handle, number in zip(kept, (1, 2)):
+                os.dup2(handle, number)
+                os.close(handle)

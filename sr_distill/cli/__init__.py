@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a student, with or without a teacher",
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
+    "export": "to the files of other runtimes: ONNX, OpenVINO, ncnn, ExecuTorch, Core ML",
     "features": "list the layers whose feature maps can be compared",
     "profile_model": "parameters, MACs, memory and latency of networks",
     "select_student": "the best of several students within a budget",

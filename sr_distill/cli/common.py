@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ..devices import is_out_of_memory, leave_processes
 from ..errors import UserError
+from ..export import FORMATS, in_runtime, is_exported, open_exported, read_card
 from ..models import SRModel
 from ..plugins import load_plugins
 from ..zoo import open_model
@@ -89,8 +90,38 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_timing(parser: argparse.ArgumentParser, runtimes: Collection[str]) -> None:
     """The options of how latency is measured, --runtime and --runs."""
-    parser.add_argument("--runtime", choices=runtimes, default="torch", help="by what it is timed (default: torch)")
+    parser.add_argument("--runtime", choices=runtimes, default="torch", help="by what it is timed (default: torch); exported models "
+                        "by their own")  # fmt: skip
     parser.add_argument("--runs", type=_at_least_one, default=10, help="passes that are timed (default: 10)")
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """The --runtime option of commands that run models."""
+    runtimes = [name for name, kind in FORMATS.items() if kind.runs_here]
+    parser.add_argument(
+        "--runtime",
+        choices=["torch", *runtimes],
+        help="what computes the models: PyTorch, or another runtime on the processor, for which they are exported first (default: torch; "
+        "exported models by their own)",
+    )
+
+
+def open_in(name: str, scale: int | None, runtime: str | None = None) -> SRModel:
+    """Open a model by :func:`sr_distill.zoo.open_model`, or an exported one; in ``runtime`` where that is given.
+
+    Raises:
+        UserError: there is no such model, it cannot be read, is for another scale, or for another runtime.
+    """
+    path = Path(name).expanduser()
+    if not (path.exists() and is_exported(path)):
+        model = open_model(name, scale)
+        return model if runtime in (None, "torch") else in_runtime(model, runtime)
+    model, made_for = open_exported(path), read_card(path)["format"]
+    if runtime not in (None, made_for):
+        raise UserError(f"{name} was exported for {made_for}, and --runtime is {runtime}.")
+    if scale not in (None, model.spec.scale):
+        raise UserError(f"{name} is a network for scale {model.spec.scale}, but scale {scale} is asked for.")
+    return model
 
 
 def _at_least_one(text: str) -> int:
@@ -117,13 +148,15 @@ def those_that_open(items: Sequence[str], open_one: Callable[[str], T], problems
     return opened
 
 
-def load_models(names: Sequence[str], scale: int | None) -> list[SRModel]:
+def load_models(names: Sequence[str], scale: int | None, runtime: str | None = None) -> list[SRModel]:
     """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
 
     Raises:
         UserError: a model cannot be loaded or is for another scale.
     """
-    return [open_model(split_label(name)[1], scale).renamed(label) for name, label in zip(names, labels_of(names))]
+    return [
+        open_in(split_label(name)[1], scale, runtime).renamed(label) for name, label in zip(names, labels_of(names))
+    ]
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
@@ -142,6 +175,8 @@ def split_label(name: str) -> tuple[str, str]:
 def _short_name(name: str) -> str:
     """The file's name without its ending; the run's name for experiments/<run>/student.safetensors."""
     path = Path(name)
+    if path.exists() and is_exported(path):
+        return path.stem if path.is_file() else path.name
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         return name
     return path.parent.name if path.stem == "student" and path.parent.name else path.stem

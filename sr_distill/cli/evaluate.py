@@ -35,8 +35,18 @@ from ..evaluate import (
 )
 from ..files import data_root
 from ..models import SRModel, bicubic_model
-from ..zoo import find_file, open_model
-from .common import add_device, labels_of, load_models, parse, run_command, split_label, those_that_open
+from ..zoo import find_file
+from .common import (
+    add_device,
+    add_runtime,
+    labels_of,
+    load_models,
+    open_in,
+    parse,
+    run_command,
+    split_label,
+    those_that_open,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     root = args.data_root or data_root()
     sets = list(those_that_open(args.datasets, lambda name: open_set(name, args.scale, root), problems).values())
-    teacher = load_models([args.teacher], args.scale)[0] if args.teacher else None
-    opened = those_that_open(args.model, lambda name: open_model(split_label(name)[1], args.scale), problems)
+    teacher = load_models([args.teacher], args.scale, args.runtime)[0] if args.teacher else None
+    opened = those_that_open(args.model, lambda name: open_in(split_label(name)[1], args.scale, args.runtime), problems)
     students = [model.renamed(label) for model, label in zip(opened.values(), labels_of(list(opened)))]
     models = [bicubic_model(args.scale), *students]
     metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
@@ -110,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         description="PSNR, SSIM and LPIPS by the protocol of the papers, beside bicubic upscaling. Started by torchrun or accelerate "
         "launch, the images are shared among the processes.",
     )
-    model_help = "name of the zoo, our .safetensors, or a published checkpoint; LABEL=M to choose the name in the table"
+    model_help = "name of the zoo, our .safetensors, a published checkpoint, or an exported model; LABEL=M to choose the name in the table"
     parser.add_argument("--model", nargs="+", default=[], metavar="M", help=model_help)
     parser.add_argument(
         "--teacher",
@@ -143,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-profile", action="store_true", help="leave MACs and latency out of the report (they take a few passes)"
     )
+    add_runtime(parser)
     add_device(parser)
     return parser
 

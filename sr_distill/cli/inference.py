@@ -14,8 +14,8 @@ from ..console import progress_bar
 from ..devices import is_out_of_memory, pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
-from ..zoo import ZOO, open_model
-from .common import add_device, parse, run_command
+from ..zoo import ZOO
+from .common import add_device, add_runtime, open_in, parse, run_command
 
 DEFAULT_MODEL = "edsr_x4"
 
@@ -29,13 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
-                        help=f"zoo ({', '.join(ZOO)}), our .safetensors or a published checkpoint (default: {DEFAULT_MODEL})")  # fmt: skip
+                        help=f"zoo ({', '.join(ZOO)}), our .safetensors, a published checkpoint or an exported model "
+                        f"(default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument(
         "--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale"
     )
     parser.add_argument(
         "--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)"
     )
+    add_runtime(parser)
     add_device(parser)
     args = parse(parser, arguments)
     if args.tile < 0:
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = pick_device(args.device)
     files = find_inputs(args.input)
-    model = open_model(args.model, args.scale)
+    model = open_in(args.model, args.scale, args.runtime)
     targets = output_paths(files, args.input, args.output, model.spec.scale)
     failed = 0
     note = functools.cache(lambda text: tqdm.write(f"note: {text}", file=sys.stderr))  # the same text once

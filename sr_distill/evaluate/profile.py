@@ -89,21 +89,31 @@ def profile_model(
     Raises:
         UserError: the runtime cannot run the network.
     """
+    counts = getattr(model.net, "cost", None)  # of a network that another runtime runs, which cannot be looked into
+    counts = count_cost(model) if counts is None else counts()
     model = SRModel(collapse(model.net), model.spec).eval()
-    size = tuple(round(side / model.spec.scale) for side in FRAME)
-    macs, activations, peak = _count(model, size)
+    size = _input_size(model)
     times = measure_latency(model, size, device, runs, runtime)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     return Profile(
-        parameters=model.num_parameters,
-        macs=macs,
-        activations=activations,
-        peak_memory=peak,
+        **counts,
         latency_ms=statistics.median(times),
         spread_ms=(quartiles[2] - quartiles[0]) / 2,
         device=str(device),
         file_bytes=file.stat().st_size if file is not None and file.is_file() else None,
     )
+
+
+def count_cost(model: SRModel) -> dict[str, int]:
+    """What of a network's cost follows from its operators: parameters, macs, activations and peak_memory of :class:`Profile`."""
+    model = SRModel(collapse(model.net), model.spec).eval()
+    macs, activations, peak = _count(model, _input_size(model))
+    return {"parameters": model.num_parameters, "macs": macs, "activations": activations, "peak_memory": peak}
+
+
+def _input_size(model: SRModel) -> tuple[int, int]:
+    """Height and width of the input that gives ``FRAME``."""
+    return tuple(round(side / model.spec.scale) for side in FRAME)
 
 
 @torch.no_grad()

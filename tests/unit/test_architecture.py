@@ -30,6 +30,7 @@ ORDER = [
     "train",
     "distiller",
     "evaluate",
+    "export",
     "cli",
 ]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))

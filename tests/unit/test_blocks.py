@@ -173,7 +173,8 @@ def test_a_run_starts_from_the_deployed_form(tree, tmp_path):
     save_model(given.collapsed(), tmp_path / "m.safetensors")
     run = _run_from(tmp_path / "m.safetensors", 2, **tree)
     start = run.students["student"]
-    assert start.spec == given.spec and not run.not_taken
+    assert start.spec == given.spec
+    assert not run.not_taken
     assert list(_run_from(tmp_path / "m.safetensors", 4, **tree).not_taken)[-1] == "tail"
     image = torch.rand(1, 3, 12, 9)
     torch.testing.assert_close(start.eval()(image), given.eval()(image), atol=1e-4, rtol=1e-4)

@@ -51,7 +51,7 @@ class MobileSR(nn.Module):
         self.head = block(channels, options.head_kernel)
         self.body = nn.Sequential(*(block(width, 3, options.identity) for _ in range(options.num_block)))
         self.tail = conv(width, channels * scale**2, options.tail_kernel)
-        self.anchor = _LearnedAnchor(channels, scale) if options.anchor == "learned" else _NearestAnchor(scale)
+        self.anchor = _LearnedAnchor(channels, scale) if options.anchor == "learned" else NearestAnchor(channels, scale)
         self.upsampler = nn.PixelShuffle(scale)
         for conv, _ in self.body:
             if not conv.identity:  # He et al. 2015: else the signal dies on its way through the body
@@ -65,12 +65,15 @@ class MobileSR(nn.Module):
         return sr if self.training else sr.clamp(0, 1)
 
 
-class _NearestAnchor(nn.Module):
-    def __init__(self, scale: int) -> None:
+class NearestAnchor(nn.Module):
+    """Each channel scale^2 times: after PixelShuffle, the image upscaled by repeating its pixels."""
+
+    def __init__(self, channels: int, scale: int) -> None:
         super().__init__()
-        self.scale = scale
+        self.channels, self.scale = channels, scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C*scale^2, H, W)."""
         return x.repeat_interleave(self.scale**2, dim=1)
 
 

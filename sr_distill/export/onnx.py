@@ -1,0 +1,122 @@
+"""ONNX, for ONNX Runtime on phones, desktops and in browsers, and for everything that reads it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .formats import Format, Precision, Runner, register_format
+from .graph import ExportGraph, Signature
+
+OPSET = 18
+SMALLEST = 8
+"""Least height and width of an image that a model for any size takes."""
+
+
+@register_format
+class Onnx(Format):
+    """``.onnx``, a single file; int8 in the QDQ form, whose last additions, PixelShuffle and colours stay in float."""
+
+    name = "onnx"
+    runtime = "ONNX Runtime"
+    suffix = ".onnx"
+    packages = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
+
+    def _convert(
+        self, graph: ExportGraph, signature: Signature, precision: Precision, photos: Sequence[Tensor], path: Path
+    ) -> None:
+        """See the base class."""
+        with tempfile.TemporaryDirectory() as work:
+            plain = path if precision == "fp32" else Path(work) / "plain.onnx"
+            write_onnx(graph, signature, plain)
+            if precision == "fp16":
+                _halve(plain, path)
+            elif precision == "int8":
+                quantise(plain, [photo.numpy() for photo in photos], path)
+
+    def _open(self, path: Path, threads: int) -> Runner:
+        """See the base class."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        (name,) = (entry.name for entry in session.get_inputs())
+        return lambda image: session.run(None, {name: image})[0]
+
+
+def write_onnx(graph: ExportGraph, signature: Signature, path: Path) -> None:
+    """Write the graph in float32."""
+    height, width = signature.size or (64, 48)
+    dtype = torch.uint8 if signature.io == "uint8" else torch.float32
+    example = torch.zeros(signature.shape(height, width), dtype=dtype)
+    sizes = None
+    if signature.size is None:
+        names = (torch.export.Dim("height", min=SMALLEST), torch.export.Dim("width", min=SMALLEST))
+        sizes = (dict(zip(signature.sides, names)),)
+    torch.onnx.export(
+        graph,
+        (example,),
+        str(path),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["sr"],
+        dynamic_shapes=sizes,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def quantise(source: Path, photos: Sequence[np.ndarray], path: Path) -> None:
+    """Convolutions in 8 bits, with a scale for each output channel; ranges of activations are those of the photos."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as work:
+        prepared = str(Path(work) / "prepared.onnx")
+        quant_pre_process(str(source), prepared, skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
+        quantize_static(
+            prepared,
+            str(path),
+            _Photos(photos),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in nodes if not _is_of_the_body(node)],
+        )
+
+
+def _is_of_the_body(node: object) -> bool:
+    """Whether a node is one of the network's convolutions or its ReLU: colours and the sum with the anchor lose levels in 8 bits."""
+    if node.op_type == "Relu":
+        return True
+    return node.op_type == "Conv" and node.input[1].startswith("net.") and not node.input[1].startswith("net.anchor")
+
+
+class _Photos:
+    """Photos as ONNX Runtime's quantiser asks for them."""
+
+    def __init__(self, photos: Sequence[np.ndarray]) -> None:
+        self._rest = iter(photos)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        photo = next(self._rest, None)
+        return None if photo is None else {"image": photo}
+
+
+def _halve(source: Path, path: Path) -> None:
+    """Weights and arithmetic in half precision, input and output as before."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(path))

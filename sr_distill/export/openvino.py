@@ -1,0 +1,47 @@
+"""OpenVINO, for Intel's processors, GPUs and NPUs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from .formats import Format, Precision, Runner, register_format
+from .graph import ExportGraph, Signature
+from .onnx import Onnx, write_onnx
+
+
+@register_format
+class OpenVino(Format):
+    """``.xml`` and ``.bin``, made from the ONNX file; fp16 is that of the weights, int8 that of ONNX Runtime's quantiser."""
+
+    name = "openvino"
+    runtime = "OpenVINO"
+    suffix = ".xml"
+    packages = {**Onnx.packages, "openvino": "openvino"}
+
+    def _convert(
+        self, graph: ExportGraph, signature: Signature, precision: Precision, photos: Sequence[Tensor], path: Path
+    ) -> None:
+        """See the base class."""
+        import openvino
+
+        with tempfile.TemporaryDirectory() as work:
+            source = Path(work) / "model.onnx"
+            if precision == "int8":
+                Onnx().convert(graph, signature, precision, photos, source)
+            else:
+                write_onnx(graph, signature, source)
+            openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=precision == "fp16")
+
+    def _open(self, path: Path, threads: int) -> Runner:
+        """See the base class."""
+        import openvino
+
+        # Else a processor with bfloat16 rounds to it.
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        return lambda image: np.array(model(image)[0])
