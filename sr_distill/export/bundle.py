@@ -23,11 +23,8 @@ from ..models.receptive_field import receptive_field
 from .formats import FORMATS, PRECISIONS, Format, Precision
 from .graph import Io, Signature
 from .proof import TOLERANCE_DB, Parity, compare, latency, processor, psnr
-from .runtime import CARD, open_exported, write
+from .runtime import CARD, FIXED, open_exported, signature_for, write
 from .snippet import describe, snippets
-
-FIXED = (256, 256)
-"""Size for runtimes that take one size only, where none is given."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def export_model(
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / CARD).is_file():
         raise UserError(f"{folder} is there and is no exported model: remove it, or name another place.")
     model = model.cpu().collapsed().eval()
-    signature = Signature(wish.io, model.spec.scale, wish.size or (None if kind.dynamic else FIXED))
+    signature = signature_for(model, wish.format, wish.io, wish.size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -110,6 +107,7 @@ def _make(
         "output": describe(signature, output=True),
         "scale": signature.scale,
         "size": list(signature.size) if signature.size else None,
+        "smallest": signature.smallest,
         "receptive_field": receptive_field(model),
         "bytes": sizes,
         "cost": count_cost(model),

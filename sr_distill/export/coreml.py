@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import UserError
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
-from .onnx import SMALLEST
 
 LARGEST = 2048
 
@@ -41,7 +40,7 @@ class CoreMl(Format):
         shape = signature.shape(height, width)
         traced = torch.jit.trace(graph, torch.zeros(shape), check_trace=False)
         if signature.size is None:
-            sides = [coremltools.RangeDim(SMALLEST, LARGEST, default=256) for _ in range(2)]
+            sides = [coremltools.RangeDim(signature.smallest, LARGEST, default=256) for _ in range(2)]
             shape = coremltools.Shape((*shape[:2], *sides))
         kind = coremltools.precision
         model = coremltools.convert(

@@ -32,11 +32,13 @@ class Signature:
     Attributes:
         io: of the three.
         size: height and width that the model takes; None: any.
+        smallest: least height and width, where any are taken.
     """
 
     io: Io
     scale: int
     size: tuple[int, int] | None
+    smallest: int = 8
 
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """Of the input for an image of this size."""

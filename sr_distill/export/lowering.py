@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.students.mobile_sr import NearestAnchor
+from ..models.blocks import NearestAnchor
 
 
 @dataclass(frozen=True)

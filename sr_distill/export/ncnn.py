@@ -52,7 +52,8 @@ class Ncnn(Format):
 
         def run(image: np.ndarray) -> np.ndarray:
             with net.create_extractor() as extractor:
-                extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image[0])).clone())
+                planes = np.ascontiguousarray(image[0])  # a Mat does not keep the array whose memory it shows alive
+                extractor.input("in0", ncnn.Mat(planes).clone())
                 failed, out = extractor.extract("out0")
                 if failed:
                     raise UserError(

@@ -14,8 +14,6 @@ from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 
 OPSET = 18
-SMALLEST = 8
-"""Least height and width of an image that a model for any size takes."""
 
 
 @register_format
@@ -58,7 +56,7 @@ def write_onnx(graph: ExportGraph, signature: Signature, path: Path) -> None:
     example = torch.zeros(signature.shape(height, width), dtype=dtype)
     sizes = None
     if signature.size is None:
-        names = (torch.export.Dim("height", min=SMALLEST), torch.export.Dim("width", min=SMALLEST))
+        names = (torch.export.Dim(side, min=signature.smallest) for side in ("height", "width"))
         sizes = (dict(zip(signature.sides, names)),)
     torch.onnx.export(
         graph,

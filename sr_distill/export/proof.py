@@ -38,7 +38,7 @@ class Parity:
 
     max_difference: float
     psnr_db: float
-    photos: tuple[str, ...]
+    photos: list[str]
 
 
 def compare(graph: ExportGraph, run: Runner, signature: Signature) -> Parity:
@@ -58,7 +58,7 @@ def compare(graph: ExportGraph, run: Runner, signature: Signature) -> Parity:
         raise UserError("the output has values that are not finite.")
     square = float(np.mean(error**2))
     psnr = -10 * float(np.log10(square)) if square else float("inf")
-    return Parity(float(np.abs(error).max()), psnr, tuple(path.name for path in files))
+    return Parity(float(np.abs(error).max()), psnr, [path.name for path in files])
 
 
 def latency(

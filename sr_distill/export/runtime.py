@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -20,10 +21,13 @@ from ..evaluate import RUNTIMES, count_cost
 from ..models import ModelSpec, SRModel
 from ..models.receptive_field import declare, receptive_field
 from .formats import FORMATS, Precision, Runner
-from .graph import ExportGraph, Signature
+from .graph import ExportGraph, Io, Signature
 from .photos import calibration_files, inputs
 
 CARD = "card.json"
+
+FIXED = (256, 256)
+"""Size for runtimes that take one size only, where none is given."""
 
 
 class RuntimeNet(nn.Module):
@@ -144,7 +148,7 @@ def is_exported(path: Path) -> bool:
 
 def signature_of(card: dict[str, Any]) -> Signature:
     """What goes in and comes out, of a card."""
-    return Signature(card["io"], card["scale"], tuple(card["size"]) if card["size"] else None)
+    return Signature(card["io"], card["scale"], tuple(card["size"]) if card["size"] else None, card["smallest"])
 
 
 def in_runtime(
@@ -160,7 +164,7 @@ def in_runtime(
     if not kind.runs_here:
         raise UserError(f"{kind.runtime} does not run on this system.")
     model = model.cpu()
-    signature = Signature("rgb", model.spec.scale, size if size or kind.dynamic else (256, 256))
+    signature = signature_for(model, runtime, "rgb", size)
     folder = Path(tempfile.mkdtemp(prefix="sr_distill."))
     try:
         path = folder / f"model{kind.suffix}"
@@ -180,33 +184,33 @@ def write(
     """Convert a model to a runtime's files; returns the graph that they were made from.
 
     Raises:
-        UserError: the runtime's converter does not take the network, or not at this size.
+        UserError: the runtime's converter does not take the network.
     """
     kind = FORMATS[runtime]
-    check_size(model, signature, kind.runtime)
     graph = ExportGraph(model, signature.io, kind.lowering).eval()
     kind.convert(graph, signature, precision, inputs(calibration_files(calibration), signature), path)
     return graph
 
 
-def check_size(model: SRModel, signature: Signature, runtime: str) -> None:
-    """Raise where a network pads its input, which a graph of fixed operators does not.
+def signature_for(model: SRModel, runtime: str, io: Io, size: tuple[int, int] | None) -> Signature:
+    """What a model's export takes: graphs have no padding, by which a model comes to take any size.
+
+    Args:
+        size: None: any, where the runtime can.
 
     Raises:
-        UserError: says which sizes there are.
+        UserError: the network does not take this size; says which there are.
     """
     multiple, smallest = model.spec.size_multiple, model.spec.min_size
-    if signature.size is None and multiple == 1 and smallest == 1:
-        return
-    if signature.size is None:
+    signature = Signature(io, model.spec.scale, size or (None if FORMATS[runtime].dynamic else FIXED))
+    if signature.size is None and multiple > 1:
         raise UserError(
             f"{model.spec.name} takes sizes that are multiples of {multiple}, from {smallest}: export it for one (--size HxW)."
         )
-    if any(side % multiple or side < smallest for side in signature.size):
+    if signature.size is not None and any(side % multiple or side < smallest for side in signature.size):
         height, width = signature.size
-        raise UserError(
-            f"--size {height}x{width}: {model.spec.name} takes multiples of {multiple}, from {smallest}, in {runtime}."
-        )
+        raise UserError(f"--size {height}x{width}: {model.spec.name} takes multiples of {multiple}, from {smallest}.")
+    return dataclasses.replace(signature, smallest=max(signature.smallest, smallest))
 
 
 def _as_model(
@@ -214,7 +218,12 @@ def _as_model(
 ) -> SRModel:
     net = RuntimeNet(run, signature, radius, cost)
     color = "y" if signature.io == "y" else "rgb"
-    model = SRModel(net, ModelSpec(name=name, scale=signature.scale, color=color)).eval()
+    model = SRModel(
+        net,
+        ModelSpec(
+            name=name, scale=signature.scale, color=color, min_size=signature.smallest if signature.size is None else 1
+        ),
+    ).eval()
     declare(model, radius if signature.size is None else 0)  # windows are its own business
     return model
 

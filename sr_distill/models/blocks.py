@@ -182,6 +182,18 @@ class EdgeBlock(EdgeConv2d):
         return nn.Sequential(super().collapse(), self.act)
 
 
+class NearestAnchor(nn.Module):
+    """Each channel scale^2 times: after PixelShuffle, the image upscaled by repeating its pixels."""
+
+    def __init__(self, channels: int, scale: int) -> None:
+        super().__init__()
+        self.channels, self.scale = channels, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C*scale^2, H, W)."""
+        return x.repeat_interleave(self.scale**2, dim=1)
+
+
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int, reparam: Reparam, identity: bool, hidden: int
 ) -> CollapsibleConv2d:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...options.architectures import Architecture, Color, Depth, Width
 from ...registry import register_student
-from ..blocks import EdgeBlock
+from ..blocks import EdgeBlock, NearestAnchor
 
 
 class ECBSR(nn.Module):
@@ -23,16 +23,16 @@ class ECBSR(nn.Module):
 
     def __init__(self, scale: int, channels: int, num_feat: int, num_block: int) -> None:
         super().__init__()
-        self.scale = scale
         blocks = [EdgeBlock(channels, num_feat, activation=True)]
         blocks += [EdgeBlock(num_feat, num_feat, activation=True) for _ in range(num_block)]
         blocks += [EdgeBlock(num_feat, channels * scale**2, activation=False)]
         self.backbone = nn.Sequential(*blocks)
+        self.anchor = NearestAnchor(channels, scale)
         self.upsampler = nn.PixelShuffle(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale (B, channels, H, W) to (B, channels, H*scale, W*scale)."""
-        return self.upsampler(self.backbone(x) + x.repeat_interleave(self.scale**2, dim=1))
+        return self.upsampler(self.backbone(x) + self.anchor(x))
 
 
 @register_student

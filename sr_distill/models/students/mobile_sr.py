@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...options.architectures import Architecture, Color, Depth, Width
 from ...registry import register_student
-from ..blocks import CollapsibleConv2d, Reparam, convolution
+from ..blocks import CollapsibleConv2d, NearestAnchor, Reparam, convolution
 
 _ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "silu": nn.SiLU}
 
@@ -63,18 +63,6 @@ class MobileSR(nn.Module):
         feature = self.body(head)
         sr = self.upsampler(self.tail(feature + head if self.long_skip else feature) + self.anchor(x))
         return sr if self.training else sr.clamp(0, 1)
-
-
-class NearestAnchor(nn.Module):
-    """Each channel scale^2 times: after PixelShuffle, the image upscaled by repeating its pixels."""
-
-    def __init__(self, channels: int, scale: int) -> None:
-        super().__init__()
-        self.channels, self.scale = channels, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C*scale^2, H, W)."""
-        return x.repeat_interleave(self.scale**2, dim=1)
 
 
 class _LearnedAnchor(nn.Conv2d):
