@@ -27,8 +27,9 @@ from sr_distill.cli.train import main as train
 from sr_distill.data import StepBatches
 from sr_distill.errors import UserError
 from sr_distill.evaluate import mean_scores
+from sr_distill.export import in_runtime
 from sr_distill.files import data_root, write_json
-from sr_distill.models import load_model
+from sr_distill.models import SRModel, load_model
 from sr_distill.options import RunOptions, load_options
 from sr_distill.train import build_run
 
@@ -49,12 +50,14 @@ class Study:
         variants: what each overrides, by name.
         base: the variant that the others are compared with.
         metrics: keys of METRICS.
+        int8: whether students are measured as their int8 export in ONNX Runtime.
     """
 
     options: Path
     variants: Mapping[str, Sequence[str]]
     base: str
     metrics: Sequence[str] = ("psnr", "ssim", "lpips")
+    int8: bool = False
 
 
 def _against_hr(*terms: str, share: float = 1.0) -> list[str]:
@@ -172,11 +175,24 @@ SEARCH = {
     "teacher_only": ["losses=[{type: l1, against: teacher}]"],
 }
 
+INT8 = {
+    "none": _without_teacher(),
+    "l1": [],
+    "own": [*_against_hr("{type: l1, against: teacher, weight: 0.5}", share=0.5), "teacher={model: mobile_sr_tiny_x4}"],
+    "l1_and_own": [
+        "teacher=null",
+        "teachers=[{name: hit_srf, model: weights/hit_srf_x4.pth}, {name: own, model: mobile_sr_tiny_x4}]",
+        "losses=[{type: l1, against: hr, weight: 0.4}, {type: l1, against: teacher, teacher: hit_srf, weight: 0.4}, "
+        "{type: l1, against: teacher, teacher: own, weight: 0.2}]",
+    ],
+}
+
 _RECIPE = OPTIONS / "mobile_sr_recipe_x4.yml"
 STUDIES = {
     "losses": Study(OPTIONS / "mobile_sr_losses_x4.yml", LOSSES, "none"),
     "teacher": Study(_RECIPE, _teacher_variants(), "none"),
     "family": Study(_RECIPE, FAMILY, "soap_whole", ("psnr", "ssim")),
+    "int8": Study(OPTIONS / "mobile_sr_int8_x4.yml", INT8, "none", ("psnr", "ssim"), int8=True),
     "search": Study(_RECIPE, SEARCH, "base", ("psnr", "ssim")),
 }
 
@@ -210,10 +226,17 @@ class Runs:
             if train(["-opt", str(self.study.options), *overrides, *resume]):
                 raise SystemExit(1)
             seconds = time.perf_counter() - started
-            scores = {"seconds": round(seconds, 1), **measure(folder / "student.safetensors", self.study.metrics)}
+            scores = {"seconds": round(seconds, 1), **self.measure(load_model(folder / "student.safetensors"))}
             results = self.results  # read again: another process may have added its own
             results.setdefault(variant, {})[str(seed)] = scores
             write_json(self.path, results)
+
+    def measure(self, model: SRModel) -> dict[str, dict[str, float]]:
+        """Means on each set, by the short names of the metrics."""
+        names = {METRICS[metric][0]: metric for metric in self.study.metrics}
+        measured = in_runtime(model, "onnx", "int8") if self.study.int8 else model
+        scores = mean_scores(measured, SETS, list(names), data_root())
+        return {key: {names[name]: round(value, 5) for name, value in means.items()} for key, means in scores.items()}
 
     def table(self, variants: Sequence[str]) -> None:
         """Print mean and standard deviation over the seeds, and the difference to the base with the same seed."""
@@ -245,13 +268,6 @@ class Runs:
             options, _ = self.options_of(variant)
             if len(options.losses) == 2 and options.losses[1].reads_maps and options.losses[1].schedule is None:
                 print(f"{variant}: weight: {_weight(options):.1g}", flush=True)
-
-
-def measure(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Means on each set, by the short names of the metrics."""
-    names = {METRICS[metric][0]: metric for metric in metrics}
-    scores = mean_scores(load_model(path), SETS, list(names), data_root())
-    return {key: {names[name]: round(value, 5) for name, value in means.items()} for key, means in scores.items()}
 
 
 def spread(values: list[float], digits: int, sign: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ..data.bicubic import imresize
 from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ..errors import UserError
-from ..models import SRModel
+from ..models import SRModel, collapse
 from .lowering import Lowering, lower
 
 Io = Literal["rgb", "y", "uint8"]
@@ -67,13 +66,13 @@ class ExportGraph(nn.Module):
 
     def __init__(self, model: SRModel, io: Io, lowering: Lowering) -> None:
         super().__init__()
-        model = model.collapsed().eval()
+        model = model.eval()
         if io == "y" and model.spec.color != "y":
             raise UserError(
                 f"{model.spec.name} takes RGB: export it with --io rgb or uint8; y is for networks that upscale luma."
             )
         self.io, self.spec = io, model.spec
-        self.net = lower(copy.deepcopy(model.net).requires_grad_(False), lowering)
+        self.net = lower(collapse(model.net).requires_grad_(False), lowering)
         self.color = _LumaAndChroma(model.spec.scale) if io != "y" and model.spec.color == "y" else None
 
     def forward(self, image: Tensor) -> Tensor:

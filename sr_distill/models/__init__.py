@@ -6,6 +6,7 @@ from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
 from .blocks import collapse
 from .build import build_model
 from .files import load_model, model_key, save_model
+from .quantised import quantised
 from .teacher import Teacher
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "collapse",
     "load_model",
     "model_key",
+    "quantised",
     "register_student",
     "register_teacher",
     "save_model",

@@ -44,6 +44,7 @@ class SRModel(nn.Module):
     Attributes:
         autocast: dtype to which the network itself is autocast (bfloat16); None: as the caller has it. The conversion of colours is
             computed in the dtype of the input under any autocast, and the output comes back in it.
+        is_quantised: whether it rounds as its int8 export does (:func:`sr_distill.models.quantised`).
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -51,6 +52,7 @@ class SRModel(nn.Module):
         self.net = net
         self.spec = spec
         self.autocast: torch.dtype | None = None
+        self.is_quantised = False
 
     def renamed(self, name: str) -> SRModel:
         """The same network under another name (in tables)."""
@@ -62,7 +64,7 @@ class SRModel(nn.Module):
         """The same network in the form that is deployed; itself where it has no other, or was not built by this package."""
         architecture = self.spec.architecture
         plain = None if architecture is None else architecture.collapsed()
-        if plain == architecture:
+        if plain == architecture and not self.is_quantised:
             return self
         with torch.device("meta"):  # draws nothing, which would come out of the run's random state
             net = plain.build(self.spec.scale)

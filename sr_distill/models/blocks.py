@@ -13,7 +13,15 @@ from torch import Tensor, nn
 Reparam = Literal["none", "expand", "edge"]
 
 
-class CollapsibleConv2d(nn.Module):
+class Collapsible:
+    """What is something else in training than in use."""
+
+    def collapse(self) -> nn.Module:
+        """The module that takes its place in a network that is not trained any more."""
+        raise NotImplementedError
+
+
+class CollapsibleConv2d(Collapsible, nn.Module):
     """A convolution whose kernel is made of other weights in each step, so that a step costs about what a plain convolution does.
 
     ``y = K * x + b`` with "same" zero padding and stride 1; with ``identity`` the kernel has 1 added where it passes a channel on to
@@ -78,7 +86,7 @@ class CollapsibleConv2d(nn.Module):
         return F.conv2d(x, weight, bias, padding=self.shape[-1] // 2)
 
     def collapse(self) -> nn.Module:
-        """The module that takes its place in a network that is not trained any more."""
+        """See the base class."""
         weight, bias = self.collapsed()
         with torch.device("meta"):  # draws nothing
             conv = nn.Conv2d(self.shape[1], self.shape[0], self.shape[-1], padding=self.shape[-1] // 2)
@@ -211,10 +219,10 @@ def convolution(
 
 
 def collapse(net: nn.Module) -> nn.Module:
-    """A copy of ``net`` with every :class:`CollapsibleConv2d` replaced by the equal plain convolution: the form that is deployed."""
+    """A copy of ``net`` with every :class:`Collapsible` replaced by the plain convolution: the form that is deployed."""
     net = copy.deepcopy(net)
-    for name, conv in [(name, module) for name, module in net.named_modules() if isinstance(module, CollapsibleConv2d)]:
-        net.set_submodule(name, conv.collapse())
+    for name, module in [(name, module) for name, module in net.named_modules() if isinstance(module, Collapsible)]:
+        net.set_submodule(name, module.collapse())
     return net
 
 

@@ -151,6 +151,21 @@ class TrainOptions(Options):
     keep_checkpoints: int = Field(3, ge=1, description="How many of the last checkpoints stay.")
 
 
+class QuantizationOptions(Options):
+    """Quantisation-aware training: a trained student goes on with the rounding to 8 bits that ``export.py --precision int8`` does.
+
+    Weights have a step for each output channel, maps a range of 256 levels that follows a moving average. Validation measures the
+    student with this rounding; its file holds floats, which the exporters of all runtimes quantise.
+    """
+
+    momentum: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Share of a step's least and largest value in the moving average of a map's range.",
+    )
+
+
 class ValidationOptions(Options):
     """What the student is measured on while it trains; the best one is saved."""
 
@@ -205,6 +220,10 @@ class RunOptions(Options):
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How weights are updated.")
     schedule: ScheduleOptions = Field(ScheduleOptions(), description="Learning rate as a function of the step.")
     train: TrainOptions = Field(description="How long, how precisely, and what is written when.")
+    quantization: QuantizationOptions | None = Field(
+        None,
+        description="Train for int8, from a trained student (init_from); None: in floats.",
+    )
     validation: ValidationOptions | None = Field(
         None, description="What the student is measured on; None: the last weights are saved."
     )
@@ -247,6 +266,12 @@ class RunOptions(Options):
         if self.uses_features and self.train.compile:
             raise ValueError(
                 "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
+            )
+        if self.quantization is not None and self.init_from is None:
+            raise ValueError("quantization goes on from a trained student: name its file with init_from")
+        if self.quantization is not None and self.train.precision != "fp32":
+            raise ValueError(
+                f"quantization has a rounding of its own: train.precision must be fp32, not {self.train.precision}"
             )
         check_weights(self.losses, list(self.all_students), self.train.total_steps)
         check_names(self.losses)

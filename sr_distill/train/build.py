@@ -16,9 +16,9 @@ from ..errors import UserError
 from ..features import FeaturePair, TappedTeacher, choose_pairs
 from ..infer import WholeOutputs
 from ..losses import Loss
-from ..models import SRModel, Teacher, build_model
+from ..models import SRModel, Teacher, build_model, quantised
 from ..options import LossOptions, RunOptions
-from ..options.schema import FeatureOptions
+from ..options.schema import FeatureOptions, QuantizationOptions
 from ..zoo import open_model
 from .task import DistillationTask
 from .terms import Link, Term
@@ -80,6 +80,8 @@ def build_run(options: RunOptions) -> Run:
     """
     students = {name: build_model(network, options.scale) for name, network in options.all_students.items()}
     not_taken = _start_from(options, students["student"])
+    if options.quantization is not None:
+        students["student"] = _rounding(options.quantization, students["student"])
     teachers = {
         name: Teacher(open_model(teacher.model, options.scale, teacher.architecture), teacher.self_ensemble)
         for name, teacher in options.all_teachers.items()
@@ -148,6 +150,13 @@ def _sources(loss: Loss, student: str, students: list[str], teachers: list[str])
     if loss.source == "peers":
         return [name for name in students if name != student]
     return [loss.teacher] if loss.teacher else teachers
+
+
+def _rounding(quantization: QuantizationOptions, student: SRModel) -> SRModel:
+    try:
+        return quantised(student, quantization.momentum)
+    except ValueError as error:
+        raise UserError(f"quantization: {error}; it is for networks such as mobile_sr.") from None
 
 
 def _start_from(options: RunOptions, student: SRModel) -> list[str]:

@@ -259,7 +259,9 @@ class Trainer:
     def _measure(self) -> dict[str, dict[str, float]] | None:
         scores = {}
         for name, average in self.averages.items():
-            measured = self.validation.measure(average.module.collapsed(), lambda: self._stop.asked)  # as in its file
+            student = average.module
+            judged = student if student.is_quantised else student.collapsed()  # as it will be in use
+            measured = self.validation.measure(judged, lambda: self._stop.asked)
             if measured is None:
                 return None
             scores[name] = measured

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from sr_distill import evaluate
+from sr_distill.models import build_model, save_model
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint
 
-from ..conftest import ROOT
+from ..conftest import ROOT, small
 from .helpers import assert_same, last_state, launch, run_training, torchrun, write_options
 
 pytestmark = pytest.mark.run
@@ -42,6 +43,28 @@ def test_resume_equals_uninterrupted(work, cache):
         line["psnr_y_b2"] for line in second if "psnr_y_b2" in line
     ]
     assert run_training(options, "name=parts", "--resume") == 0  # nothing left to do
+
+
+def test_training_for_int8_resumes_with_its_ranges(work):
+    save_model(build_model(small("mobile_sr"), 2), work / "start.safetensors")
+    change = {
+        "student": small("mobile_sr").model_dump(),
+        "init_from": str(work / "start.safetensors"),
+        "quantization": {"momentum": 0.3},
+    }
+    options = write_options(work, **change)
+    assert run_training(options, "name=whole") == 0
+    assert run_training(options, "name=parts", "train.checkpoint_every=2", "train.keep_checkpoints=9") == 0
+    for step in (4, 6):
+        (work / f"out/parts/checkpoints/step_0000000{step}.pt").unlink()
+    assert run_training(options, "name=parts", "--resume") == 0
+    assert_same(last_state(work, "whole"), last_state(work, "parts"))
+    ranges = {k: v for k, v in last_state(work, "whole")["averages"]["student"].items() if "range.largest" in k}
+    assert len(ranges) == 5
+    assert all(value.isfinite() for value in ranges.values())
+    assert run_training(options, "name=other", "quantization.momentum=0.9") == 0
+    with pytest.raises(AssertionError):
+        assert_same(last_state(work, "whole"), last_state(work, "other"))
 
 
 def test_two_processes_equal_one(work):

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "optimizer",
     "schedule",
     "train",
+    "quantization",
 }
 """Whole sections, of which the fields are here, and fields whose effect other tests look at."""
 
