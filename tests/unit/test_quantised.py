@@ -115,7 +115,7 @@ def test_it_rounds_as_onnx_runtime(tmp_path):
         with torch.no_grad():
             ours, floats = student.net(photo), model.net(photo)
         assert (
-            _psnr(ours, theirs) > _psnr(floats, theirs) + 2
+            _psnr(ours, theirs) > _psnr(floats, theirs) + 1
         )  # single levels that fall to the other side grow on their way
 
 
