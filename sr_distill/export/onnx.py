@@ -70,6 +70,19 @@ def write_onnx(graph: ExportGraph, signature: Signature, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    _without_traces(path)
+
+
+def _without_traces(path: Path) -> None:
+    """Take out what the exporter notes at each operator: the lines of source that it came from, with their places on this machine."""
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.save(model, str(path))
 
 
 def quantise(source: Path, photos: Sequence[np.ndarray], path: Path) -> None:

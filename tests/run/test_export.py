@@ -180,3 +180,12 @@ def test_the_zoo_exports(name, tmp_path):
     graph = write(model, "onnx", signature, "fp32", None, tmp_path / "m.onnx")
     assert isinstance(graph, ExportGraph)
     assert compare(graph, kind.open(tmp_path / "m.onnx", 2), signature).psnr_db > 70
+
+
+@pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
+def test_a_file_tells_nothing_of_the_machine_that_made_it(precision, tmp_path):
+    _installed("onnx")
+    write(_student(), "onnx", Signature("rgb", 4, None), precision, None, tmp_path / "m.onnx")
+    content = (tmp_path / "m.onnx").read_bytes()
+    assert b'File "' not in content
+    assert len(content) < 4 * _student().num_parameters + 40_000
