@@ -2,6 +2,7 @@
 
 from . import coreml as coreml  # these fill FORMATS
 from . import executorch as executorch
+from . import litert as litert
 from . import ncnn as ncnn
 from . import onnx as onnx
 from . import openvino as openvino

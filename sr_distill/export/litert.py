@@ -1,0 +1,86 @@
+"""LiteRT (formerly TensorFlow Lite), Android's own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .formats import Format, Precision, Runner, register_format
+from .graph import ExportGraph, Signature
+
+
+@register_format
+class LiteRt(Format):
+    """``.tflite`` for one size of images: neither its converter nor its runtime changes the size of such a graph.
+
+    int8 is made by PyTorch's quantiser for it: the input is 8 bits inside, the file still takes floats.
+    """
+
+    name = "litert"
+    runtime = "LiteRT"
+    suffix = ".tflite"
+    packages = {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"}
+    precisions = ("fp32", "int8")
+    ios = ("rgb", "y")
+    dynamic = False
+
+    def _convert(
+        self, graph: ExportGraph, signature: Signature, precision: Precision, photos: Sequence[Tensor], path: Path
+    ) -> None:
+        """See the base class."""
+        import litert_torch
+
+        example = (photos[0],)
+        if precision == "int8":
+            module, quantizer = _quantised(graph, photos)
+            config = litert_torch.quantize.quant_config.QuantConfig(pt2e_quantizer=quantizer)
+            litert_torch.convert(module, example, quant_config=config).export(str(path))
+        else:
+            litert_torch.convert(graph.eval(), example).export(str(path))
+
+    def _open(self, path: Path, threads: int) -> Runner:
+        """See the base class."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+        (entry,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+        def run(image: np.ndarray) -> np.ndarray:
+            interpreter.set_tensor(entry["index"], _in_levels(np.ascontiguousarray(image), entry))
+            interpreter.invoke()
+            return _in_floats(interpreter.get_tensor(out["index"]), out)
+
+        return run
+
+
+def _quantised(graph: ExportGraph, photos: Sequence[Tensor]) -> tuple[torch.nn.Module, object]:
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+    quantizer = PT2EQuantizer().set_global(config)
+    observed = prepare_pt2e(torch.export.export(graph, (photos[0],)).module(), quantizer)
+    for photo in photos:
+        observed(photo)
+    return convert_pt2e(observed, fold_quantize=False), quantizer
+
+
+def _in_levels(image: np.ndarray, entry: dict) -> np.ndarray:
+    """Floats as the file takes them: bytes with a step and a zero point, or as they are."""
+    if entry["dtype"] == np.float32:
+        return image
+    step, zero = entry["quantization"]
+    limits = np.iinfo(entry["dtype"])
+    return np.clip(np.round(image / step) + zero, limits.min, limits.max).astype(entry["dtype"])
+
+
+def _in_floats(image: np.ndarray, out: dict) -> np.ndarray:
+    if out["dtype"] == np.float32:
+        return image
+    step, zero = out["quantization"]
+    return (image.astype(np.float32) - zero) * np.float32(step)
