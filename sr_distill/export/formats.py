@@ -36,6 +36,7 @@ class Format(ABC):
         precisions, ios: what there is.
         dynamic: whether images of any size can go in.
         lowering: how operators are written for it.
+        install: how packages are installed, with a place for their names.
         runs_here: whether the runtime runs on this kind of machine, so that an export is proved by running it.
     """
 
@@ -47,6 +48,9 @@ class Format(ABC):
     ios: ClassVar[tuple[Io, ...]] = IOS
     dynamic: ClassVar[bool] = True
     lowering: ClassVar[Lowering] = Lowering()
+    install: ClassVar[str] = (
+        "pip install {} (or, for all formats, -r requirements-export.txt, the extra sr-distill[export])"
+    )
     runs_here: ClassVar[bool] = True
 
     def convert(
@@ -103,10 +107,7 @@ class Format(ABC):
         """
         missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
         if missing:
-            raise UserError(
-                f"{self.runtime} needs {', '.join(missing)}: pip install {' '.join(missing)}"
-                " (or for all formats: pip install -r requirements-export.txt, which is the extra sr-distill[export])"
-            )
+            raise UserError(f"{self.runtime} needs {', '.join(missing)}: {self.install.format(' '.join(missing))}.")
 
 
 FORMATS: dict[str, Format] = {}

@@ -27,6 +27,9 @@ class LiteRt(Format):
     precisions = ("fp32", "int8")
     ios = ("rgb", "y")
     dynamic = False
+    install = (
+        "pip install -r requirements.txt {}, in an environment of its own: its converter goes with an older PyTorch"
+    )
 
     def _convert(
         self, graph: ExportGraph, signature: Signature, precision: Precision, photos: Sequence[Tensor], path: Path

@@ -277,7 +277,7 @@ def test_a_folder_of_somebody_else_is_left_alone(exact, tmp_path):
 def test_a_missing_package_is_named_with_its_command(exact, monkeypatch, tmp_path):
     monkeypatch.setattr(type(exact), "packages", {"no_such_module": "no-such-package"})
     with pytest.raises(
-        UserError, match=r"Exact needs no-such-package: pip install no-such-package \(or .*requirements-export"
+        UserError, match=r"Exact needs no-such-package: pip install no-such-package \(or, .*requirements-export"
     ):
         export_model(_trained("mobile_sr", 2), Wish("exact"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
