@@ -22,7 +22,7 @@ from ..models import SRModel, model_key
 from ..models.receptive_field import receptive_field
 from .formats import FORMATS, PRECISIONS, Format, Precision
 from .graph import Io, Signature
-from .proof import TOLERANCE_DB, Parity, compare, latency, processor, psnr
+from .proof import TOLERANCE_DB, UNROUNDED_DB, Parity, compare, latency, processor, psnr
 from .runtime import CARD, FIXED, open_exported, signature_for, write
 from .snippet import describe, snippets
 
@@ -91,6 +91,10 @@ def _make(
         raise UserError(
             f"{name}: {kind.runtime}'s output is only {parity.psnr_db:.1f} dB near to PyTorch's (largest difference "
             f"{parity.max_difference:.3g}), and {wish.precision} should be at least {TOLERANCE_DB[wish.precision]:.0f} dB: nothing was written."
+        )
+    if parity is not None and wish.precision == "int8" and parity.psnr_db > UNROUNDED_DB:
+        raise UserError(
+            f"{name}: {kind.runtime}'s quantiser has left {model.spec.name} in floats: nothing was written."
         )
     sizes = {
         file.relative_to(work).as_posix(): file.stat().st_size for file in sorted(work.rglob("*")) if file.is_file()

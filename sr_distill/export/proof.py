@@ -24,6 +24,9 @@ from .photos import inputs
 TOLERANCE_DB: Mapping[Precision, float] = {"fp32": 80.0, "fp16": 55.0, "int8": 32.0}
 """Least PSNR in dB between an exported model's output and PyTorch's in float32. A level of 8 bits is 48 dB."""
 
+UNROUNDED_DB = 75.0
+"""From here on an output cannot be that of a network in 8 bits: quantisers that do not find an operator leave it as it is without a word."""
+
 RUNS = 10
 
 

@@ -242,7 +242,7 @@ def test_an_export_leaves_a_folder_that_can_be_opened(exact, tmp_path):
     ("error", "precision", "passes"), [(0.001, "fp32", False), (0.001, "int8", True), (0.05, "int8", False)]
 )
 def test_what_is_not_near_enough_is_not_written(exact, tmp_path, error, precision, passes):
-    exact.error = 0.0
+    exact.error = 0.0 if precision == "fp32" else 0.0005
     wish = Wish("exact", precision, time_at=(16, 16))
     export_model(_trained("mobile_sr", 2), wish, tmp_path / "out")
     before = _files(tmp_path / "out")
@@ -254,6 +254,12 @@ def test_what_is_not_near_enough_is_not_written(exact, tmp_path, error, precisio
             export_model(_trained("mobile_sr", 2), wish, tmp_path / "out")
         assert _files(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_int8_that_rounds_nothing_is_refused(exact, tmp_path):
+    with pytest.raises(UserError, match="has left mobile_sr in floats: nothing was written"):
+        export_model(_trained("mobile_sr", 2), Wish("exact", "int8"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_is_not_finite_or_of_another_shape_is_refused(exact, tmp_path):
