@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """Give an empty folder beside ``folder`` to fill; on success it takes its place. If the block fails, what stood there is untouched.
+
+    Args:
+        mark: a file that is in all folders of this kind; another folder that is not empty is somebody else's and is left alone.
+
+    Raises:
+        UserError: there is somebody else's folder, or a file, or the folder cannot be written.
+    """
+    if folder.exists() and not (folder / mark).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is there and has no {mark}, so it was not made by this: remove it, or name another place."
+        )
+    work: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield work
+        work.chmod(0o777 & ~_mask())
+        former = folder.with_name(f"{work.name}.former")
+        if folder.exists():
+            folder.rename(former)
+        work.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}).") from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
@@ -76,6 +109,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def _keep_usual_permissions(path: Path) -> None:
     """Mkstemp makes files that only their owner can read; give them what an ordinary ``open`` gives."""
+    os.chmod(path, 0o666 & ~_mask())
+
+
+def _mask() -> int:
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
+    return mask

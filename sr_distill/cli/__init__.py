@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
     "export": "to the files of other runtimes: ONNX, OpenVINO, ncnn, ExecuTorch, Core ML",
+    "web_demo": "a page that upscales photos in the browser",
     "features": "list the layers whose feature maps can be compared",
     "profile_model": "parameters, MACs, memory and latency of networks",
     "select_student": "the best of several students within a budget",

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 from .. import __version__
 from ..errors import UserError
 from ..evaluate import count_cost
-from ..files import write_json, write_text
+from ..files import replace_folder, write_json, write_text
 from ..models import SRModel, model_key
 from ..models.receptive_field import receptive_field
 from .formats import FORMATS, PRECISIONS, Format, Precision
@@ -65,18 +62,10 @@ def export_model(
     kind = FORMATS[wish.format]
     _check(kind, wish)
     kind.check_installed()
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / CARD).is_file():
-        raise UserError(f"{folder} is there and is no exported model: remove it, or name another place.")
     model = model.cpu().collapsed().eval()
     signature = signature_for(model, wish.format, wish.io, wish.size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        card = _make(model, kind, wish, signature, work, folder.name, say)
-        _replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return card
+    with replace_folder(folder, CARD) as work:
+        return _make(model, kind, wish, signature, work, folder.name, say)
 
 
 def _make(
@@ -149,13 +138,3 @@ def _as_json(parity: Parity) -> dict[str, Any]:
 
 def _version(kind: Format) -> str:
     return importlib.metadata.version(list(kind.packages.values())[-1])
-
-
-def _replace(work: Path, folder: Path) -> None:
-    """Put the finished folder in its place; the former one is moved out of the way first and removed last."""
-    work.chmod(0o755)
-    former = folder.with_name(f".{folder.name}.former.{os.getpid()}")
-    if folder.exists():
-        folder.rename(former)
-    work.rename(folder)
-    shutil.rmtree(former, ignore_errors=True)

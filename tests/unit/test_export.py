@@ -275,7 +275,7 @@ def test_an_output_that_is_not_finite_or_of_another_shape_is_refused(exact, tmp_
 def test_a_folder_of_somebody_else_is_left_alone(exact, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no exported model: remove it"):
+    with pytest.raises(UserError, match="has no card.json, so it was not made by this: remove it"):
         export_model(_trained("mobile_sr", 2), Wish("exact"), tmp_path / "out")
     assert (tmp_path / "out/thesis.txt").read_text() == "years of work"
 
