@@ -13,7 +13,7 @@ from ..console import format_columns
 from ..errors import UserError
 from ..export import FORMATS, IOS, PRECISIONS, RUNS, Wish, export_model
 from ..files import data_root
-from ..zoo import open_model
+from ..zoo import licence_of, open_model
 from .common import labels_of, parse, run_command, split_label
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.calibration,
             args.time_at,
             args.threads,
-            args.licence or "not stated in the model's file",
+            args.licence or licence_of(split_label(args.model)[1]) or "not stated in the model's file",
             args.data_root or data_root(),
         )
         parts = [

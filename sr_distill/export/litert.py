@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
+from .lowering import Lowering
 
 
 @register_format
@@ -27,6 +28,9 @@ class LiteRt(Format):
     precisions = ("fp32", "int8")
     ios = ("rgb", "y")
     dynamic = False
+    lowering = Lowering(
+        prelu="relu"
+    )  # its GPUs refuse the comparison that PReLU becomes; PixelShuffle stays within four dimensions
     install = (
         "pip install -r requirements.txt {}, in an environment of its own: its converter goes with an older PyTorch"
     )

@@ -38,3 +38,9 @@ def find_file(name: str) -> Path:
         return find(name, "model")
     except UserError as error:
         raise UserError(f"{error} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
+
+
+def licence_of(name: str) -> str | None:
+    """What the card of a model of the zoo says of licences; None where there is no such model, or it says nothing."""
+    card = ZOO[name].with_suffix(".md").read_text(encoding="utf-8") if name in ZOO else ""
+    return next((line for line in card.splitlines() if line.startswith("Licence")), None)

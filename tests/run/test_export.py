@@ -111,6 +111,17 @@ def test_repeated_channels_are_what_ncnn_cannot_load(tmp_path, monkeypatch):
         kind.open(tmp_path / "m.param", 1)
 
 
+def test_litert_has_only_operators_that_gpus_of_phones_take(tmp_path):
+    kind = _installed("litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = build_model(small("mobile_sr", color="y", activation="prelu"), 2).eval()
+    write(model, "litert", _signature(kind, "y", 2), "fp32", None, tmp_path / "m.tflite")
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    assert not {"GREATER", "SELECT", "SELECT_V2", "PRELU"} & {op["op_name"] for op in interpreter._get_ops_details()}
+    assert max(len(tensor["shape"]) for tensor in interpreter.get_tensor_details()) <= 4
+
+
 @pytest.mark.parametrize("name", RUNNING)
 def test_the_order_of_memory_does_not_matter(name, tmp_path):
     """ExecuTorch reads memory in the order of NCHW whatever the strides say; photographs come in that of NHWC."""

@@ -21,6 +21,7 @@ from sr_distill.export.snippet import snippets
 from sr_distill.models import STUDENTS, build_model, save_model
 from sr_distill.models.base import ModelSpec, SRModel
 from sr_distill.models.receptive_field import receptive_field
+from sr_distill.zoo import ZOO, licence_of
 
 from ..conftest import natural_image, small, write_image
 
@@ -434,3 +435,9 @@ def test_one_format_that_fails_leaves_the_others(exact, monkeypatch, tmp_path, c
         with pytest.raises(SystemExit):
             main([*arguments, "exact", "--size", bad])
         assert "is not HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_card_of_the_zoo_tells_the_licence(name):
+    assert licence_of(name).startswith("Licence of the teacher's weights: ")
+    assert licence_of("nothing.safetensors") is None
