@@ -159,7 +159,7 @@ def plot(path: Path) -> None:
     axes.set(
         xlabel="seconds of training on one CPU core",
         ylabel="PSNR-Y on Set5, x4 (dB)",
-        ylim=(29.5, None),
+        ylim=(29.0, None),
         xlim=(0, None),
     )
     axes.legend(loc="lower right", fontsize=8)
