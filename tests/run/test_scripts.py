@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -78,12 +79,18 @@ def test_who_stops_the_queue_stops_its_training_with_a_checkpoint(work, queue, r
         str(queue),
         "train.total_steps=100000",
     ]
-    with subprocess.Popen([*command, "train.checkpoint_every=20"]) as process:
-        until = time.monotonic() + 120
-        while _steps(work)["first"] is None and time.monotonic() < until:
-            time.sleep(0.1)
-        process.send_signal(request_to_stop)
-        assert process.wait(60) == 0
+    heed = functools.partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests run in the background
+    with subprocess.Popen([*command, "train.checkpoint_every=20"], preexec_fn=heed) as process:
+        try:
+            until = time.monotonic() + 120
+            while _steps(work)["first"] is None and time.monotonic() < until:
+                time.sleep(0.1)
+            process.send_signal(request_to_stop)
+            assert process.wait(60) == 0
+        finally:
+            process.terminate()
     last = _steps(work)["first"]
     time.sleep(1.0)
     assert _steps(work) == {"first": last, "second": None}  # nobody trains on
