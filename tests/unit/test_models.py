@@ -25,7 +25,7 @@ from sr_distill.models import (
 )
 from sr_distill.models.base import ModelSpec, SRModel
 from sr_distill.models.basicsr import import_basicsr
-from sr_distill.models.blocks import collapse
+from sr_distill.models.blocks import NearestAnchor, collapse
 from sr_distill.registry import register_student, register_teacher
 
 from ..conftest import architecture, small
@@ -237,7 +237,7 @@ def test_collapse_changes_the_form_and_not_the_result():
     model = build_model(small("ecbsr", color="rgb"), 2).eval()
     flat = collapse(model.net)
     kinds = {type(layer) for layer in flat.modules() if not list(layer.children())}
-    assert kinds == {nn.Conv2d, nn.PReLU, nn.Identity, nn.PixelShuffle}
+    assert kinds == {nn.Conv2d, nn.PReLU, nn.Identity, nn.PixelShuffle, NearestAnchor}
     image = torch.rand(1, 3, 9, 7)
     with torch.no_grad():
         torch.testing.assert_close(flat(image), model.net(image), atol=1e-5, rtol=1e-5)
