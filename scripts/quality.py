@@ -37,12 +37,8 @@ GOALS = {30.71: "FSRCNN, 12 K", 30.87: "ECBSR-M4C16, 17 K", 31.24: "ECBSR-M4C32,
 OPTIMIZERS = ("adam", "muon", "soap")
 BODIES = {
     "plain": {"reparam": "none", "identity": False, "long_skip": False},
-    "ECB": {
-        "reparam": "edge",
-        "identity": False,
-        "long_skip": False,
-        "activation": "prelu",
-    },  # with relu it dies under Adam and Muon
+    # With relu it dies under Adam and Muon.
+    "ECB": {"reparam": "edge", "identity": False, "long_skip": False, "activation": "prelu"},
     "SESR": {"reparam": "expand", "identity": True, "long_skip": True},
 }
 """Bodies that are one and the same network of 29.8 K weights once they are collapsed, but for the last map's sum and ECB's slopes."""

@@ -5,8 +5,9 @@ study.py STUDY table    print the results so far as Markdown
 study.py STUDY weigh    for terms that are added: the weight at which the gradient of the term, on the student's weights, has about 0.3 of
                         the norm of L1's after 100 steps
 
-STUDY is losses (every loss in turn beside L1 to HR), teacher (does one help, and how), family (what each part of mobile_sr brings) or search
-(learning rate, batch, target, ...). What was measured stands in docs/studies/STUDY.json; runs lie in experiments/study/STUDY/.
+STUDY is losses (every loss in turn beside L1 to HR), teacher (does one help, and how), family (what each part of mobile_sr brings), int8
+(what helps training for int8) or search (learning rate, batch, target, ...). What was measured stands in docs/studies/STUDY.json; runs lie in
+experiments/study/STUDY/.
 """
 
 import argparse

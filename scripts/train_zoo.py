@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from sr_distill.cli.common import run_command
 from sr_distill.errors import UserError
 from sr_distill.evaluate import mean_scores
@@ -70,8 +69,8 @@ class Job:
         """
         command = [sys.executable, str(ROOT / "scripts/train.py"), "-opt", str(self.path), *self.overrides]
         resume = ["--resume"] if self.folder.options.exists() else []
-        # A group of its own: Ctrl-C reaches it through here alone, once. Not a session of its own: Linux shares the time of the
-        # processor out among sessions first, and `nice` would count for nothing.
+        # A process group of its own: Ctrl-C reaches it through here alone, once. No more than that: what setsid() starts gets a share
+        # of the processor of its own on Linux (autogroups), and `nice` would count for nothing.
         with subprocess.Popen([*command, *resume], preexec_fn=os.setpgrp) as process:
             try:
                 code = process.wait(None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0))

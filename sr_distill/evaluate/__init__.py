@@ -5,7 +5,7 @@ from .known import KnownSet, known_sets, remarks_on
 from .measures import ImagePair, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from .metrics import Metric, MetricOptions, ScaledMetric, make_metric
 from .page import write_page
-from .profile import RUNTIMES, Profile, count_cost, profile_model
+from .profile import RUNTIMES, Profile, count_cost, profile_model, time_passes
 from .protocol import AGREEMENT, SetResult, default_metrics, describe_protocol, evaluate_set, find_lpips, mean_scores
 from .report import Report, format_table, notes_on, write_report
 from .select import best_within, cost_of, pareto_front, parse_budget
@@ -46,6 +46,7 @@ __all__ = [
     "remarks_on",
     "ssim_rgb",
     "ssim_y",
+    "time_passes",
     "write_page",
     "write_report",
 ]

@@ -127,15 +127,23 @@ def measure_latency(
     """
     lr = torch.rand(1, 3, *size, device=device)
     run = RUNTIMES[runtime](model.to(device).eval(), lr)
-    warm_up, times = 3, []  # TorchScript optimises in its first passes
-    for index in range(runs + warm_up):
-        _wait(device)
-        start = time.perf_counter()
+
+    def one_pass() -> None:
         run(lr)
         _wait(device)
-        if index >= warm_up:
-            times.append((time.perf_counter() - start) * 1e3)
-    return times
+
+    _wait(device)
+    return time_passes(one_pass, runs)
+
+
+def time_passes(one_pass: Callable[[], object], runs: int) -> list[float]:
+    """Milliseconds of each of ``runs`` passes, after three that are not counted: runtimes optimise in their first ones."""
+    times = []
+    for _ in range(runs + 3):
+        start = time.perf_counter()
+        one_pass()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times[3:]
 
 
 def _scripted(model: SRModel, lr: Tensor) -> Callable[[Tensor], Tensor]:

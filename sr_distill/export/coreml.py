@@ -36,9 +36,9 @@ class CoreMl(Format):
         """See the base class."""
         import coremltools
 
-        height, width = signature.size or (64, 48)
-        shape = signature.shape(height, width)
-        traced = torch.jit.trace(graph, torch.zeros(shape), check_trace=False)
+        example = signature.example()
+        shape = example.shape
+        traced = torch.jit.trace(graph, example, check_trace=False)
         if signature.size is None:
             sides = [coremltools.RangeDim(signature.smallest, LARGEST, default=256) for _ in range(2)]
             shape = coremltools.Shape((*shape[:2], *sides))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
+from .pt2e import quantised_by
 
 
 @register_format
@@ -32,9 +34,8 @@ class ExecuTorch(Format):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        example = (torch.zeros_like(photos[0]),)
-        module = graph if precision != "int8" else _quantised(graph, photos)
-        program = torch.export.export(module, example)
+        module = quantised_by(_quantizer(), graph, photos) if precision == "int8" else graph
+        program = torch.export.export(module, (signature.example(),))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(lowered.to_executorch().buffer)
 
@@ -53,16 +54,11 @@ class ExecuTorch(Format):
         return run
 
 
-def _quantised(graph: ExportGraph, photos: Sequence[Tensor]) -> torch.nn.Module:
+def _quantizer() -> Any:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    quantizer = XNNPACKQuantizer().set_module_name("net", config)  # colours stay in float
-    observed = prepare_pt2e(torch.export.export(graph, (photos[0],)).module(), quantizer)
-    for photo in photos:
-        observed(photo)
-    return convert_pt2e(observed)
+    return XNNPACKQuantizer().set_module_name("net", config)  # colours stay in float

@@ -59,7 +59,7 @@ class Format(ABC):
         """Write the model.
 
         Args:
-            photos: inputs as ``signature`` has them, real ones, from which int8 learns the ranges of values.
+            photos: for int8, real inputs as ``signature`` has them, of which it learns the ranges of values; else none.
             path: of the main file; others lie beside it under the same stem.
 
         Raises:
@@ -108,6 +108,16 @@ class Format(ABC):
         missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
         if missing:
             raise UserError(f"{self.runtime} needs {', '.join(missing)}: {self.install.format(' '.join(missing))}.")
+
+    def check_runs(self) -> None:
+        """Raise where models of this format cannot be run.
+
+        Raises:
+            UserError: a package is missing, or the runtime does not run on this kind of machine.
+        """
+        self.check_installed()
+        if not self.runs_here:
+            raise UserError(f"{self.runtime} does not run on this system.")
 
 
 FORMATS: dict[str, Format] = {}

@@ -43,6 +43,11 @@ class Signature:
         """Of the input for an image of this size."""
         return (1, height, width, 3) if self.io == "uint8" else (1, 1 if self.io == "y" else 3, height, width)
 
+    def example(self, height: int = 64, width: int = 48) -> Tensor:
+        """An input of the model's size, or of this one where it takes any; all zero."""
+        dtype = torch.uint8 if self.io == "uint8" else torch.float32
+        return torch.zeros(self.shape(*(self.size or (height, width))), dtype=dtype)
+
     @property
     def sides(self) -> tuple[int, int]:
         """The dimensions that are height and width."""

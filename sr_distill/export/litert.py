@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 from .lowering import Lowering
+from .pt2e import quantised_by
 
 
 @register_format
@@ -28,9 +30,8 @@ class LiteRt(Format):
     precisions = ("fp32", "int8")
     ios = ("rgb", "y")
     dynamic = False
-    lowering = Lowering(
-        prelu="relu"
-    )  # its GPUs refuse the comparison that PReLU becomes; PixelShuffle stays within four dimensions
+    # Its GPUs refuse the comparison that PReLU becomes; PixelShuffle stays within four dimensions.
+    lowering = Lowering(prelu="relu")
     install = (
         "pip install -r requirements.txt {}, in an environment of its own: its converter goes with an older PyTorch"
     )
@@ -41,13 +42,12 @@ class LiteRt(Format):
         """See the base class."""
         import litert_torch
 
-        example = (photos[0],)
+        module, settings = graph, {}
         if precision == "int8":
-            module, quantizer = _quantised(graph, photos)
-            config = litert_torch.quantize.quant_config.QuantConfig(pt2e_quantizer=quantizer)
-            litert_torch.convert(module, example, quant_config=config).export(str(path))
-        else:
-            litert_torch.convert(graph.eval(), example).export(str(path))
+            quantizer = _quantizer()
+            module = quantised_by(quantizer, graph, photos, fold_quantize=False)
+            settings = {"quant_config": litert_torch.quantize.quant_config.QuantConfig(pt2e_quantizer=quantizer)}
+        litert_torch.convert(module, (signature.example(),), **settings).export(str(path))
 
     def _open(self, path: Path, threads: int) -> Runner:
         """See the base class."""
@@ -65,9 +65,8 @@ class LiteRt(Format):
         return run
 
 
-def _quantised(graph: ExportGraph, photos: Sequence[Tensor]) -> tuple[torch.nn.Module, object]:
+def _quantizer() -> Any:
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     class OfTheNetwork(PT2EQuantizer):
         """Leaves colours in float: its own filters by name and by type find no operator that has weights."""
@@ -80,11 +79,7 @@ def _quantised(graph: ExportGraph, photos: Sequence[Tensor]) -> tuple[torch.nn.M
                     node.meta.pop("quantization_annotation", None)
             return model
 
-    quantizer = OfTheNetwork().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False))
-    observed = prepare_pt2e(torch.export.export(graph, (photos[0],)).module(), quantizer)
-    for photo in photos:
-        observed(photo)
-    return convert_pt2e(observed, fold_quantize=False), quantizer
+    return OfTheNetwork().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False))
 
 
 def _in_levels(image: np.ndarray, entry: dict) -> np.ndarray:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -33,8 +32,9 @@ class Ncnn(Format):
         """See the base class."""
         import pnnx
 
-        sizes = [signature.size] if signature.size else [(64, 48), (96, 80)]  # two sizes: any
-        examples = [(torch.zeros(signature.shape(*size)),) for size in sizes]
+        examples = [(signature.example(),)]
+        if signature.size is None:
+            examples.append((signature.example(96, 80),))  # two sizes: any
         with tempfile.TemporaryDirectory() as work:
             pnnx.export(graph, str(Path(work) / "model.pt"), *examples, fp16=precision == "fp16")
             for suffix in (".param", ".bin"):

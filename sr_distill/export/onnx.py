@@ -51,16 +51,13 @@ class Onnx(Format):
 
 def write_onnx(graph: ExportGraph, signature: Signature, path: Path) -> None:
     """Write the graph in float32."""
-    height, width = signature.size or (64, 48)
-    dtype = torch.uint8 if signature.io == "uint8" else torch.float32
-    example = torch.zeros(signature.shape(height, width), dtype=dtype)
     sizes = None
     if signature.size is None:
         names = (torch.export.Dim(side, min=signature.smallest) for side in ("height", "width"))
         sizes = (dict(zip(signature.sides, names)),)
     torch.onnx.export(
         graph,
-        (example,),
+        (signature.example(),),
         str(path),
         dynamo=True,
         opset_version=OPSET,

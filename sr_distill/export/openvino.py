@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
-from .onnx import Onnx, write_onnx
+from .onnx import Onnx
 
 
 @register_format
@@ -31,10 +31,7 @@ class OpenVino(Format):
 
         with tempfile.TemporaryDirectory() as work:
             source = Path(work) / "model.onnx"
-            if precision == "int8":
-                Onnx().convert(graph, signature, precision, photos, source)
-            else:
-                write_onnx(graph, signature, source)
+            Onnx().convert(graph, signature, "int8" if precision == "int8" else "fp32", photos, source)
             openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=precision == "fp16")
 
     def _open(self, path: Path, threads: int) -> Runner:

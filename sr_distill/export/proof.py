@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from ..data import embedded
 from ..errors import UserError
-from ..evaluate import mean_scores
+from ..evaluate import mean_scores, time_passes
 from ..models import SRModel
 from .formats import Format, Precision, Runner
 from .graph import ExportGraph, Signature
@@ -69,16 +69,11 @@ def latency(
 ) -> list[dict[str, Any]]:
     """Median and least milliseconds of a pass, for each number of threads; the least is what other work on the machine disturbs least."""
     height, width = signature.size or size
-    dtype = torch.uint8 if signature.io == "uint8" else torch.float32
-    image = torch.rand(signature.shape(height, width)).mul(255 if dtype == torch.uint8 else 1).to(dtype).numpy()
+    image = torch.rand_like(signature.example(height, width), dtype=torch.float32)
+    image = (image * 255).byte().numpy() if signature.io == "uint8" else image.numpy()
     rows = []
     for count in threads:
-        run, times = kind.open(path, count), []
-        for _ in range(RUNS + 2):
-            start = time.perf_counter()
-            run(image)
-            times.append((time.perf_counter() - start) * 1e3)
-        times = times[2:]
+        times = time_passes(functools.partial(kind.open(path, count), image), RUNS)
         rows.append(
             {
                 "size": f"{height}x{width}",

@@ -112,9 +112,7 @@ def open_exported(path: Path, threads: int = 0) -> SRModel:
     """
     card = read_card(path)
     kind = FORMATS[card["format"]]
-    kind.check_installed()
-    if not kind.runs_here:
-        raise UserError(f"{path}: {kind.runtime} does not run on this system.")
+    kind.check_runs()
     main = _folder(path) / card["file"]
     if not main.exists():
         raise UserError(f"{main}: the file of the exported model is missing; export it again.")
@@ -160,9 +158,7 @@ def in_runtime(
         UserError: the runtime is not installed, or cannot take the network.
     """
     kind = FORMATS[runtime]
-    kind.check_installed()
-    if not kind.runs_here:
-        raise UserError(f"{kind.runtime} does not run on this system.")
+    kind.check_runs()
     model = model.cpu()
     signature = signature_for(model, runtime, "rgb", size)
     folder = Path(tempfile.mkdtemp(prefix="sr_distill."))
@@ -188,7 +184,8 @@ def write(
     """
     kind = FORMATS[runtime]
     graph = ExportGraph(model, signature.io, kind.lowering).eval()
-    kind.convert(graph, signature, precision, inputs(calibration_files(calibration), signature), path)
+    photos = inputs(calibration_files(calibration), signature) if precision == "int8" else []
+    kind.convert(graph, signature, precision, photos, path)
     return graph
 
 

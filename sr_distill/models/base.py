@@ -15,7 +15,7 @@ from ..data.bicubic import imresize, mirrored
 from ..data.color import gray_to_luma, luma_to_gray, rgb_to_ycbcr, ycbcr_to_rgb
 from ..data.images import to_uint8
 from ..options.architectures import Architecture
-from .blocks import collapse, fill
+from .blocks import Collapsible, collapse, fill
 
 StateDict = Mapping[str, Tensor]
 
@@ -44,7 +44,6 @@ class SRModel(nn.Module):
     Attributes:
         autocast: dtype to which the network itself is autocast (bfloat16); None: as the caller has it. The conversion of colours is
             computed in the dtype of the input under any autocast, and the output comes back in it.
-        is_quantised: whether it rounds as its int8 export does (:func:`sr_distill.models.quantised`).
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -52,7 +51,6 @@ class SRModel(nn.Module):
         self.net = net
         self.spec = spec
         self.autocast: torch.dtype | None = None
-        self.is_quantised = False
 
     def renamed(self, name: str) -> SRModel:
         """The same network under another name (in tables)."""
@@ -87,6 +85,11 @@ class SRModel(nn.Module):
         if kinds[0] != kinds[1] or kinds[0].architecture is None:
             raise ValueError(f"{other.spec.architecture} is another network")
         return fill(self.net, other.collapsed().net.state_dict())
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it rounds as its int8 export does (:func:`sr_distill.models.quantised`)."""
+        return any(isinstance(module, Collapsible) and module.rounds for module in self.net.modules())
 
     @property
     def num_parameters(self) -> int:

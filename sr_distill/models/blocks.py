@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,13 @@ Reparam = Literal["none", "expand", "edge"]
 
 
 class Collapsible:
-    """What is something else in training than in use."""
+    """What is something else in training than in use.
+
+    Attributes:
+        rounds: whether it computes in training what it will in 8 bits, not in floats.
+    """
+
+    rounds: ClassVar[bool] = False
 
     def collapse(self) -> nn.Module:
         """The module that takes its place in a network that is not trained any more."""

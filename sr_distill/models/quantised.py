@@ -51,8 +51,10 @@ class FakeQuantisedConv2d(Collapsible, nn.Conv2d):
         rounds_output: whether its output is rounded, too: where no activation follows, whose output the next convolution rounds.
     """
 
+    rounds = True
+
     def __init__(self, conv: nn.Conv2d, momentum: float, rounds_output: bool) -> None:
-        _init_like(nn.Conv2d, self, conv)
+        _init_like(self, conv)
         self.input_range = Range(momentum)
         self.output_range = Range(momentum) if rounds_output else nn.Identity()
 
@@ -63,15 +65,15 @@ class FakeQuantisedConv2d(Collapsible, nn.Conv2d):
     def collapse(self) -> nn.Module:
         """The plain convolution, which an exporter quantises."""
         conv = nn.Conv2d.__new__(nn.Conv2d)
-        _init_like(nn.Conv2d, conv, self)
+        _init_like(conv, self)
         return conv
 
 
-def _init_like(kind: type[nn.Conv2d], conv: nn.Conv2d, other: nn.Conv2d) -> None:
+def _init_like(conv: nn.Conv2d, other: nn.Conv2d) -> None:
     """Initialise a convolution with the settings and the weights of another."""
     settings = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     with torch.device("meta"):  # draws nothing
-        kind.__init__(conv, **{name: getattr(other, name) for name in settings}, bias=other.bias is not None)
+        nn.Conv2d.__init__(conv, **{name: getattr(other, name) for name in settings}, bias=other.bias is not None)
     conv.weight, conv.bias = other.weight, other.bias
 
 
@@ -96,7 +98,6 @@ def quantised(model: SRModel, momentum: float) -> SRModel:
     rounding = SRModel(net, plain.spec).eval()
     for name, rounds in [(name, not _is_followed_by_activation(rounding, name)) for name in names]:
         net.set_submodule(name, FakeQuantisedConv2d(net.get_submodule(name), momentum, rounds))
-    rounding.is_quantised = True
     return rounding.train(model.training)
 
 

@@ -329,85 +329,29 @@ def test_a_damaged_export_is_named(exact, tmp_path, damage, said):
 
 
 def test_the_commands_take_exported_models(exact, tmp_path, capsys):
-    save_model(_trained("mobile_sr", 2), tmp_path / "m.safetensors")
-    arguments = [
-        "--model",
-        str(tmp_path / "m.safetensors"),
-        "--format",
-        "exact",
-        "--time-at",
-        "16x16",
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    def upscale(model, out, *more):
+        return main(["inference", "-i", str(tmp_path / "in"), "-o", str(tmp_path / out), "--model", str(model), *more])
+
+    file = tmp_path / "m.safetensors"
+    save_model(_trained("mobile_sr", 2), file)
+    arguments = ["--model", str(file), "--format", "exact", "--time-at", "16x16", "-o", str(tmp_path / "out")]
     assert main(["export", *arguments]) == 0
     said = capsys.readouterr().out
     folder = tmp_path / "out/m_exact_fp32"
     assert f"written: {folder}" in said
     assert "equal" in said
     write_image(tmp_path / "in/a.png", natural_image(21, 33))
-    for index, model in enumerate((folder, folder / "m_exact_fp32.exact")):
-        assert (
-            main(["inference", "-i", str(tmp_path / "in"), "-o", str(tmp_path / f"sr{index}"), "--model", str(model)])
-            == 0
-        )
-    assert (
-        main(
-            [
-                "inference",
-                "-i",
-                str(tmp_path / "in"),
-                "-o",
-                str(tmp_path / "sr2"),
-                "--model",
-                str(tmp_path / "m.safetensors"),
-            ]
-        )
-        == 0
-    )
+    for index, model in enumerate((folder, folder / "m_exact_fp32.exact", file)):
+        assert upscale(model, f"sr{index}") == 0
     made = {(tmp_path / f"sr{index}/a_x2.png").read_bytes() for index in range(3)}
     assert len(made) == 1
     capsys.readouterr()
-    assert (
-        main(
-            [
-                "inference",
-                "-i",
-                str(tmp_path / "in"),
-                "-o",
-                str(tmp_path / "sr"),
-                "--model",
-                str(folder),
-                "--runtime",
-                "onnx",
-            ]
-        )
-        == 2
-    )
+    assert upscale(folder, "sr", "--runtime", "onnx") == 2
     assert "was exported for exact, and --runtime is onnx" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "inference",
-                "-i",
-                str(tmp_path / "in"),
-                "-o",
-                str(tmp_path / "sr"),
-                "--model",
-                str(folder),
-                "--scale",
-                "4",
-            ]
-        )
-        == 2
-    )
+    assert upscale(folder, "sr", "--scale", "4") == 2
     assert "a network for scale 2" in capsys.readouterr().err
-    assert (
-        main(
-            ["evaluate", "--model", str(folder), "--datasets", str(tmp_path / "in"), "--scale", "2", "--lpips", "none"]
-        )
-        == 0
-    )
+    sets = ["--datasets", str(tmp_path / "in"), "--scale", "2", "--lpips", "none"]
+    assert main(["evaluate", "--model", str(folder), *sets]) == 0
     assert "m_exact_fp32" in capsys.readouterr().out
     assert main(["profile_model", "--model", str(folder), "--runs", "1"]) == 0
     assert f"{build_model(small('mobile_sr'), 2).num_parameters / 1e3:,.1f} K" in capsys.readouterr().out
