@@ -55,7 +55,7 @@ def options_of(optimizer: str, body: str, seed: int, steps: int) -> tuple[RunOpt
         f"optimizer={{type: {optimizer}}}",
         f"train.total_steps={steps}",
         f"schedule.warmup={min(200, steps // 10)}",
-        f"validation={{set: {SET}, every: {max(1, steps // VALIDATIONS)}, metrics: [psnr_y]}}",
+        f"validation={{sets: [{SET}], every: {max(1, steps // VALIDATIONS)}, metrics: [psnr_y]}}",
     ]
     return load_options(OPTIONS, overrides), overrides
 

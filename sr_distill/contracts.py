@@ -42,6 +42,23 @@ class Batch:
         return Batch(convert(self.lr), convert(self.hr), stored)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a validation found of one model.
+
+    Attributes:
+        score: the one number that decides which student is best.
+        values: everything that was measured, by name.
+        samples: some of the outputs, uint8 (3, H, W), by name.
+        dead: activation functions that gave nothing but 0 for every image.
+    """
+
+    score: float
+    values: Mapping[str, float]
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    dead: tuple[str, ...] = ()
+
+
 class ForwardFrom(Protocol):
     """The rest of a network: what it makes of a map that takes the place of its own.
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .contracts import Batch
 from .errors import UserError
-from .models import ModelSpec, SRModel, Teacher
+from .losses import Loss
+from .models import Teacher, as_model
 from .options import LossOptions, validate
 from .options.losses import TermOptions, check_names, teachers_used
 from .options.schema import FeatureOptions
 from .train import build_task, tap_teachers
-
-_PROBE = 32
 
 
 class Distiller(nn.Module):
@@ -29,7 +27,9 @@ class Distiller(nn.Module):
         student, teacher: any networks from RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale); the networks of this package
             (:class:`SRModel`) among them. Several teachers: a mapping from names to networks; terms against the teacher compare
             with the mean of their outputs, or with one of them (``"teacher": name``).
-        losses: terms as in the options of a run: ``{"type": "fitnet", "weight": 0.1}``, ...
+        losses: terms as in the options of a run: ``{"type": "fitnet", "weight": 0.1}``, ...; or functions of the student's output and of HR,
+            both RGB (B, 3, H, W) in [0, 1], that give a scalar. ``{"function": f, "against": "teacher", "weight": 0.1}`` compares with
+            something else, with ``"on": "features"`` adapted maps with the teacher's.
         pairs: for terms on features: "auto", or (student's layer, teacher's layer) by module path.
         count: "auto": how many pairs, at most.
         adapter: conv1x1, conv3x3 or none.
@@ -44,7 +44,7 @@ class Distiller(nn.Module):
         self,
         student: nn.Module,
         teacher: nn.Module | Mapping[str, nn.Module],
-        losses: Sequence[Mapping[str, Any]],
+        losses: Sequence[Mapping[str, Any] | Callable[[Tensor, Tensor], Tensor]],
         pairs: str | Sequence[tuple[str, str]] = "auto",
         count: int = 3,
         adapter: str = "conv1x1",
@@ -52,12 +52,12 @@ class Distiller(nn.Module):
         teacher_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        terms = [validate(LossOptions, dict(loss), f"losses[{index}]") for index, loss in enumerate(losses)]
+        terms = [_as_term(loss, index) for index, loss in enumerate(losses)]
         named = pairs if isinstance(pairs, str) else [{"student": s, "teacher": t} for s, t in pairs]
         features = validate(FeatureOptions, {"pairs": named, "count": count, "adapter": adapter}, "Distiller")
-        wrapped = _as_model(student, "student")
+        wrapped = as_model(student, "student")
         given = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
-        teachers = {name: Teacher(_as_model(net, name), self_ensemble) for name, net in given.items()}
+        teachers = {name: Teacher(as_model(net, name), self_ensemble) for name, net in given.items()}
         for name, frozen in teachers.items():
             if wrapped.spec.scale != frozen.spec.scale:
                 raise UserError(f"the student has scale {wrapped.spec.scale} and the {name} {frozen.spec.scale}.")
@@ -105,6 +105,21 @@ class Distiller(nn.Module):
         return super()._apply(fn, *args, **kwargs)
 
 
+def _as_term(loss: Mapping[str, Any] | Callable[[Tensor, Tensor], Tensor], index: int) -> TermOptions:
+    """A line of the options, or a function, as a term."""
+    tree = dict(loss) if isinstance(loss, Mapping) else {"function": loss}
+    function = tree.pop("function", None)
+    where = f"losses[{index}]"
+    if function is None:
+        return validate(LossOptions, tree, where)
+    if not callable(function):
+        raise UserError(f"{where}: function: got {function!r}; expected something that can be called with two tensors.")
+    name = getattr(function, "__name__", type(function).__name__)
+    called = {"__doc__": f"The function {name}.", "function": staticmethod(function)}
+    kind = type("FunctionLoss", (Loss,), {**called, "__module__": __name__})
+    return validate(kind, {"type": name, **tree}, where)
+
+
 def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: Mapping[str, float] | None) -> None:
     try:
         teachers_used(terms, teachers)
@@ -135,15 +150,3 @@ def _check_use(
         idle.append("a distiller without losses")
     if idle:
         raise UserError(f"{' and '.join(idle)} has no effect: no loss looks at it.")
-
-
-@torch.no_grad()
-def _as_model(net: nn.Module, name: str) -> SRModel:
-    """Any network as an :class:`SRModel`; its scale is what a dry run gives."""
-    if isinstance(net, SRModel):
-        return net
-    was_training = net.training
-    example = next(net.parameters(), torch.zeros(()))
-    out = net.eval()(torch.zeros(1, 3, _PROBE, _PROBE, dtype=example.dtype, device=example.device))
-    net.train(was_training)
-    return SRModel(net, ModelSpec(name=name, scale=out.shape[-1] // _PROBE)).train(was_training)

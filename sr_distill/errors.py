@@ -18,8 +18,8 @@ class LossError(UserError, ValueError):
     """A loss cannot be computed from what it was given: shapes that differ, too few samples."""
 
 
-class MetricError(UserError, ValueError):
-    """An image cannot be measured: sizes that differ, too few pixels."""
+class ImageError(UserError, ValueError):
+    """An image cannot be upscaled or measured; the message does not say which: who knows its name puts it before."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:

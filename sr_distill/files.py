@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where abandoned files stay
+    fcntl = None
+
+_PREFIX, _YOUNG = ".writing-", 60.0
 
 DATA_ROOT_VARIABLE = "SR_DISTILL_DATA"
 
@@ -50,12 +59,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        _remove_abandoned(path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=f"-{path.name}", dir=path.parent)
         temporary = Path(name)
-        yield temporary
-        _keep_usual_permissions(temporary)
-        os.replace(temporary, path)
+        with _held(handle):
+            yield temporary
+            _keep_usual_permissions(temporary)
+            os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -81,19 +91,55 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
     work: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        yield work
-        work.chmod(0o777 & ~_mask())
-        former = folder.with_name(f"{work.name}.former")
-        if folder.exists():
-            folder.rename(former)
-        work.rename(folder)
-        shutil.rmtree(former, ignore_errors=True)
+        _remove_abandoned(folder.parent)
+        work = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=f"-{folder.name}", dir=folder.parent))
+        with _held(os.open(work, os.O_RDONLY)):
+            yield work
+            work.chmod(0o777 & ~_mask())
+            former = folder.with_name(f"{work.name}.former")
+            if folder.exists():
+                folder.rename(former)
+            work.rename(folder)
+            shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}).") from error
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is a name that is written to before the right one is given."""
+    return path.name.startswith(_PREFIX)
+
+
+@contextlib.contextmanager
+def _held(handle: int) -> Iterator[None]:
+    """Keep a lock on what is being written, so that others see that its writer lives."""
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+@functools.cache  # once for each folder: a folder of results may be large
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what a writer that was killed left half done: nobody holds it, and it is not of this minute."""
+    if fcntl is None:
+        return
+    for path in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < _YOUNG:
+                continue
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

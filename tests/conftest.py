@@ -14,6 +14,8 @@ import torchvision
 from PIL import Image
 
 from sr_distill.contracts import Batch
+from sr_distill.data.embedded import training_photos
+from sr_distill.data.images import read_rgb
 from sr_distill.features import backbones
 from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.models import SRModel, Teacher
@@ -80,15 +82,22 @@ def _random_features(name):
     return model
 
 
+def vgg_mean(features, index):
+    """The mean of a map of VGG19 after ReLU on the photograph by which its maps are normalised."""
+    photo = torch.from_numpy(read_rgb(training_photos()[0])[:256, :256].copy()).permute(2, 0, 1)[None] / 255
+    normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        return features[: index + 1](normalise(photo)).relu().mean()
+
+
 @pytest.fixture
 def random_backbones(monkeypatch):
     """VGG19 and LPIPS backbones with random weights: their mathematics can be tested on every machine."""
     models = _random_models()
 
     def weights(name, download=True):
-        return {
-            k.removeprefix("features."): v for k, v in models[name].state_dict().items() if k.startswith("features.")
-        }
+        state = models[name].state_dict().items()
+        return {k.removeprefix("features."): v for k, v in state if k.startswith("features.")}, "random weights"
 
     monkeypatch.setattr(backbones, "_feature_weights", weights)
     backbones.vgg19_features.cache_clear()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..devices import is_out_of_memory, leave_processes
 from ..errors import UserError
-from ..export import FORMATS, in_runtime, is_exported, open_exported, read_card
+from ..export import FORMATS, is_exported, open_in
 from ..models import SRModel
+from ..options import ArchitectureOptions, parse_architecture
 from ..plugins import load_plugins
-from ..zoo import open_model
 
 T = TypeVar("T")
 
@@ -33,7 +35,8 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # some published networks
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     try:
-        return main(arguments)
+        with _ended_by_sigterm():
+            return main(arguments)
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         return 130
@@ -50,6 +53,24 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
         return 3
     finally:
         leave_processes()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does, so that what is half written is removed."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # outside of the main thread signals cannot be handled
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -80,6 +101,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     )
     args = parser.parse_args(arguments)
     load_plugins(args.plugins)
+    if getattr(args, "architecture", None) is not None:  # which may be a plugin's
+        args.architecture = parse_architecture(args.architecture)
     return args
 
 
@@ -106,24 +129,6 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_in(name: str, scale: int | None, runtime: str | None = None) -> SRModel:
-    """Open a model by :func:`sr_distill.zoo.open_model`, or an exported one; in ``runtime`` where that is given.
-
-    Raises:
-        UserError: there is no such model, it cannot be read, is for another scale, or for another runtime.
-    """
-    path = Path(name).expanduser()
-    if not (path.exists() and is_exported(path)):
-        model = open_model(name, scale)
-        return model if runtime in (None, "torch") else in_runtime(model, runtime)
-    model, made_for = open_exported(path), read_card(path)["format"]
-    if runtime not in (None, made_for):
-        raise UserError(f"{name} was exported for {made_for}, and --runtime is {runtime}.")
-    if scale not in (None, model.spec.scale):
-        raise UserError(f"{name} is a network for scale {model.spec.scale}, but scale {scale} is asked for.")
-    return model
-
-
 def _at_least_one(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -148,14 +153,29 @@ def those_that_open(items: Sequence[str], open_one: Callable[[str], T], problems
     return opened
 
 
-def load_models(names: Sequence[str], scale: int | None, runtime: str | None = None) -> list[SRModel]:
+def add_architecture(parser: argparse.ArgumentParser) -> None:
+    """The --architecture option of commands that open checkpoints."""
+    parser.add_argument(
+        "--architecture",
+        metavar="A",
+        help="the network of a checkpoint that is not recognised: its name, or with options '{type: edsr, num_feat: 64}'",
+    )
+
+
+def load_models(
+    names: Sequence[str],
+    scale: int | None,
+    runtime: str | None = None,
+    architecture: ArchitectureOptions | None = None,
+) -> list[SRModel]:
     """Load models; each is renamed to what the table calls it: LABEL of ``LABEL=M``, or a short form of M.
 
     Raises:
         UserError: a model cannot be loaded or is for another scale.
     """
     return [
-        open_in(split_label(name)[1], scale, runtime).renamed(label) for name, label in zip(names, labels_of(names))
+        open_in(split_label(name)[1], scale, runtime, architecture).renamed(label)
+        for name, label in zip(names, labels_of(names))
     ]
 
 

@@ -37,6 +37,7 @@ from ..files import data_root
 from ..models import SRModel, bicubic_model
 from ..zoo import find_file
 from .common import (
+    add_architecture,
     add_device,
     add_runtime,
     labels_of,
@@ -56,11 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     root = args.data_root or data_root()
     sets = list(those_that_open(args.datasets, lambda name: open_set(name, args.scale, root), problems).values())
-    teacher = load_models([args.teacher], args.scale, args.runtime)[0] if args.teacher else None
-    opened = those_that_open(args.model, lambda name: open_in(split_label(name)[1], args.scale, args.runtime), problems)
+    problems += [problem for benchmark in sets if (problem := benchmark.unlike_lr(args.scale))]
+    teacher = load_models([args.teacher], args.scale, args.runtime, args.architecture)[0] if args.teacher else None
+    opened = those_that_open(
+        args.model, lambda n: open_in(split_label(n)[1], args.scale, args.runtime, args.architecture), problems
+    )
     students = [model.renamed(label) for model, label in zip(opened.values(), labels_of(list(opened)))]
     models = [bicubic_model(args.scale), *students]
     metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
+    if missing and args.lpips != "auto":  # asked for by name, and not had
+        problems.append(missing)
+        missing = None
     results = _measure(models, teacher, sets, metrics, device)
     failed = bool(problems) or any(result.problems for result in results)
     if rank > 0:
@@ -153,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-profile", action="store_true", help="leave MACs and latency out of the report (they take a few passes)"
     )
+    add_architecture(parser)
     add_runtime(parser)
     add_device(parser)
     return parser
@@ -176,6 +184,7 @@ def _gathered(result: SetResult, benchmark: BenchmarkSet) -> SetResult:
 def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResult]) -> list[str]:
     remarks = []
     for benchmark in sets:
+        remarks += benchmark.notes
         bicubic = next(r for r in results if r.set == benchmark.name and r.model == "bicubic")
         remarks += remarks_on(benchmark, scale, bicubic)
         if benchmark.made_lr:

@@ -14,13 +14,13 @@ from ..errors import UserError
 from ..export import FORMATS, IOS, PRECISIONS, RUNS, Wish, export_model
 from ..files import data_root
 from ..zoo import licence_of, open_model
-from .common import labels_of, parse, run_command, split_label
+from .common import add_architecture, labels_of, parse, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``export.py --model M --format onnx [ncnn ...] -o DIR``."""
     args = parse(_parser(), arguments)
-    name, model = labels_of([args.model])[0], open_model(split_label(args.model)[1], args.scale)
+    name, model = labels_of([args.model])[0], open_model(split_label(args.model)[1], args.scale, args.architecture)
     model = model.renamed(name)
     cards, problems = [], []
     for kind in dict.fromkeys(args.format):
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="a folder for each format is made there"
     )
+    add_architecture(parser)
     return parser
 
 

@@ -10,8 +10,7 @@ from ..features import list_taps
 from ..features.pairs import block_chain
 from ..models import ARCHITECTURES, build_model
 from ..options import ArchitectureOptions, validate
-from ..zoo import open_model
-from .common import parse, run_command
+from .common import add_architecture, load_models, parse, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=int, choices=(2, 3, 4), default=None, help="for a type (default 4), or an ambiguous file"
     )
+    add_architecture(parser)
     args = parse(parser, arguments)
     if args.model in ARCHITECTURES:
         model = build_model(validate(ArchitectureOptions, {"type": args.model}, "--model"), args.scale or 4)
     else:
-        model = open_model(args.model, args.scale)
+        model = load_models([args.model], args.scale, architecture=args.architecture)[0]
     taps = list_taps(model)
     chain = {tap.path for tap in block_chain(taps, model.spec.name)}
     header = ["path", "channels", "size/LR", "layer   (* what pairs: auto chooses from; ^ before an activation)"]

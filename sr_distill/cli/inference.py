@@ -15,19 +15,20 @@ from ..devices import is_out_of_memory, pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
 from ..zoo import ZOO
-from .common import add_device, add_runtime, open_in, parse, run_command
+from .common import add_architecture, add_device, add_runtime, open_in, parse, run_command
 
 DEFAULT_MODEL = "edsr_x4"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``inference.py -i FILE_OR_FOLDER -o FOLDER [--model M] [--device auto]``."""
+    """``inference.py -i FILE_OR_FOLDER ... -o FOLDER_OR_PNG [--model M] [--device auto]``."""
     parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files. Started by "
                                      "torchrun or accelerate launch, the images are shared among the processes.")  # fmt: skip
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="PATH", help="an image, or a folder of images"
+        "-i", "--input", type=Path, nargs="+", required=True, metavar="PATH", help="images, or folders of images"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the folder where results go, or "
+                        "for one image the .png")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
                         help=f"zoo ({', '.join(ZOO)}), our .safetensors, a published checkpoint or an exported model "
                         f"(default: {DEFAULT_MODEL})")  # fmt: skip
@@ -37,22 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)"
     )
+    add_architecture(parser)
     add_runtime(parser)
     add_device(parser)
     args = parse(parser, arguments)
     if args.tile < 0:
         raise UserError(f"--tile {args.tile}: must be 0 or more.")
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"-o {args.output} is a file; name a folder.")
 
     device = pick_device(args.device)
-    files = find_inputs(args.input)
-    model = open_in(args.model, args.scale, args.runtime)
-    targets = output_paths(files, args.input, args.output, model.spec.scale)
+    names, notes = find_inputs(args.input)
+    model = open_in(args.model, args.scale, args.runtime, args.architecture)
+    targets = output_paths(names, args.output, model.spec.scale)
+    if len(targets) < len(names):
+        notes.append(f"{len(names) - len(targets)} image(s) were made by an earlier run, and are left as they are.")
     failed = 0
     note = functools.cache(lambda text: tqdm.write(f"note: {text}", file=sys.stderr))  # the same text once
     rank, processes = process_share()
-    pairs = list(zip(files, targets))[rank::processes]
+    pairs = list(targets.items())[rank::processes]
     for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 and rank == 0 else True):
         try:
             width, height = upscale_file(model, source, target, device, args.tile, note)
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             failed += 1
             tqdm.write(f"error: {source}: not enough memory on {device}; try a smaller --tile.", file=sys.stderr)
+    for line in notes if rank == 0 else ():
+        print(f"note: {line}", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(pairs)} images could not be upscaled.", file=sys.stderr)
     return 1 if failed else 0

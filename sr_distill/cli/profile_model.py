@@ -11,7 +11,7 @@ from ..devices import pick_device
 from ..evaluate import RUNTIMES, Profile, profile_model
 from ..files import write_json
 from ..zoo import find_file
-from .common import add_device, add_timing, load_models, parse, run_command, split_label
+from .common import add_architecture, add_device, add_timing, load_models, parse, run_command, split_label
 
 _RATIOS = ("parameters", "macs", "activations", "peak_memory", "latency_ms")
 
@@ -27,12 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for a file that does not tell its scale")
     add_timing(parser, RUNTIMES)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    add_architecture(parser)
     add_device(parser)
     args = parse(parser, arguments)
     device = pick_device(args.device)
     given = [*args.model, *([args.teacher] if args.teacher else [])]
     profiles: dict[str, Profile] = {}
-    for model, name in zip(load_models(given, args.scale), given):
+    for model, name in zip(load_models(given, args.scale, architecture=args.architecture), given):
         profiles[model.spec.name] = profile_model(
             model, device, args.runs, find_file(split_label(name)[1]), args.runtime
         )

@@ -30,7 +30,7 @@ from ..evaluate import (
 from ..files import data_root, write_json
 from ..models import SRModel
 from ..zoo import find_file
-from .common import add_device, add_timing, load_models, parse, run_command, split_label
+from .common import add_architecture, add_device, add_timing, load_models, parse, run_command, split_label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(_parser(), arguments)
     budgets = dict(parse_budget(text) for text in args.budget)
     device, scale = pick_device(args.device), args.scale
-    models = load_models(args.candidates, scale)
+    models = load_models(args.candidates, scale, architecture=args.architecture)
     scales = {model.spec.scale for model in models}
     if len(scales) > 1:
         raise UserError(
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, metavar="DIR", help="folder with benchmarks/ (default: $SR_DISTILL_DATA)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    add_architecture(parser)
     add_device(parser)
     return parser
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..export.web_demo import write_demo
 from ..zoo import ZOO
-from .common import load_models, parse, run_command
+from .common import add_architecture, load_models, parse, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="then serve it on this machine (default: 8000)"
     )
+    add_architecture(parser)
     args = parse(parser, arguments)
     write_demo(
-        load_models(args.model, None), args.output, args.runtime_files, lambda text: print(text, file=sys.stderr)
+        load_models(args.model, None, architecture=args.architecture),
+        args.output,
+        args.runtime_files,
+        lambda text: print(text, file=sys.stderr),
     )
     print(f"written: {args.output}")
     if args.serve is None:

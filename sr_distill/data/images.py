@@ -21,10 +21,31 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         UserError: ``folder`` is not a folder.
     """
+    return sorted_out(folder)[0]
+
+
+def sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The image files below ``folder``, by extension, and the other files, both sorted; what is hidden is in neither.
+
+    Raises:
+        UserError: ``folder`` is not a folder.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    return images, [path for path in files if path.suffix.lower() not in EXTENSIONS]
+
+
+def left_out(folder: Path, most: int = 5) -> list[str]:
+    """A sentence about the files below ``folder`` that are not read as images; none where all are."""
+    others = sorted_out(folder)[1]
+    if not others:
+        return []
+    shown = ", ".join(str(path.relative_to(folder)) for path in others[:most])
+    more = f" and {len(others) - most} more" if len(others) > most else ""
+    kinds = ", ".join(sorted(EXTENSIONS))
+    return [f"{folder}: {len(others)} file(s) there are not read as images ({shown}{more}); images are {kinds}."]
 
 
 def open_image(path: Path) -> Image.Image:

@@ -6,8 +6,9 @@ A pair's key is a hash of the content of its photo and of how it is used: what e
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from ..devices import process_share, together
-from ..errors import UserError
+from ..errors import ImageError, UserError
 from ..files import find
 from ..options.schema import SourceOptions
 from . import embedded
 from .bicubic import downscale_to_uint8
 from .hashes import FileHashes
-from .images import list_images, read_rgb, to_pixels, to_tensor
+from .images import left_out, list_images, read_rgb, to_pixels, to_tensor
+from .likeness import LEAST, unlike
 from .packs import Entry, Pack, PackedImages, Progress
 
 _FORMAT = 3  # raise it when the way pairs are made changes
@@ -33,12 +35,13 @@ Upscale = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Photo:
-    """One training photo: where it lies and how it is used."""
+    """One training photo: where it lies and how it is used; ``lr_folder`` is where the LR images of its source lie, if they are given."""
 
     name: str
     hr: Path
     lr: Path | None
     downscale: int
+    lr_folder: Path | None = None
 
 
 class PairStore:
@@ -60,6 +63,11 @@ class PairStore:
         self.lr, self.hr = (PackedImages([entry for _, _, entry in pairs], part) for part in (0, 1))
         self.lr_shapes = self.lr.shapes
         self.teachers: dict[str, PackedImages] = {}
+
+    @property
+    def key(self) -> str:
+        """A hash of the content of all pairs."""
+        return hashlib.sha256(" ".join(sorted(self._keys)).encode()).hexdigest()[:32]
 
     def add_teacher(
         self,
@@ -85,32 +93,61 @@ class PairStore:
         Raises:
             UserError: an output cannot be written; what was stored before stays.
         """
-        pack = Pack(self.folder / f"teacher_{key}_fp32_{_TEACHER_FORMAT}")
 
-        def whole(index: int) -> list[np.ndarray] | None:
+        def output(upscale: Upscale, index: int) -> Tensor:
             try:
-                return self._output(upscale, index)
-            except MemoryError:
-                if in_tiles is None:
-                    raise
-                return None
+                return upscale(to_tensor(self.lr[index]))
+            except ImageError as error:
+                raise UserError(f"{self.names[index]}: {error}; nothing was stored of it.") from error
 
-        entries, too_large = pack.fill(self._keys, whole, progress)
-        keys = list(self._keys)
-        if too_large and in_tiles is not None:
-            how, tiled = in_tiles()
-            for index in too_large:
-                keys[index] = f"{keys[index]} {how}"
-            entries, _ = pack.fill(keys, lambda index: self._output(tiled, index), progress)
-        self.teachers[name] = PackedImages([entries[key] for key in keys])
-        return len(too_large)
+        self.teachers[name], tiled = stored_outputs(self.folder, key, self._keys, output, upscale, progress, in_tiles)
+        return tiled
 
-    def _output(self, upscale: Upscale, index: int) -> list[np.ndarray]:
-        return [to_pixels(upscale(to_tensor(self.lr[index])))]
+
+def stored_outputs(
+    folder: Path,
+    teacher: str,
+    keys: Sequence[str],
+    output: Callable[[Upscale, int], Tensor],
+    upscale: Upscale,
+    progress: Progress = iter,
+    in_tiles: Callable[[], tuple[str, Upscale]] | None = None,
+) -> tuple[PackedImages, int]:
+    """A teacher's outputs for LR images that have these keys; those that are not in the cache ``folder`` yet are made and stored there.
+
+    Args:
+        teacher: the key of the teacher's weights.
+        output: applies the function it is given to the image of an index.
+        upscale, progress, in_tiles: as of :meth:`PairStore.add_teacher`.
+
+    Returns:
+        The outputs, and how many were made in tiles.
+
+    Raises:
+        UserError: an output cannot be made or written; what was stored before stays.
+    """
+    pack = Pack(folder / f"teacher_{teacher}_fp32_{_TEACHER_FORMAT}")
+
+    def whole(index: int) -> list[np.ndarray] | None:
+        try:
+            return [to_pixels(output(upscale, index))]
+        except MemoryError:
+            if in_tiles is None:
+                raise
+            return None
+
+    entries, too_large = pack.fill(keys, whole, progress)
+    keys = list(keys)
+    if too_large and in_tiles is not None:
+        how, tiled = in_tiles()
+        for index in too_large:
+            keys[index] = f"{keys[index]} {how}"
+        entries, _ = pack.fill(keys, lambda index: [to_pixels(output(tiled, index))], progress)
+    return PackedImages([entries[key] for key in keys]), len(too_large)
 
 
 def open_pairs(
-    sources: Iterable[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str
+    sources: Sequence[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str
 ) -> PairStore:
     """Open the pairs of the photos of ``sources``; those that are not in ``cache_dir`` yet are decoded and stored there.
 
@@ -118,12 +155,12 @@ def open_pairs(
 
     Raises:
         UserError: a photo cannot be used and ``on_unreadable`` is "stop" (all such photos are listed), or none is left, or
-            a pair cannot be written.
+            a pair cannot be written, or LR images are not those of their photos.
     """
     photos = together(lambda: [photo for source in sources for photo in _photos(source, scale)])[0]
     keys, problems = _keys(photos, scale, FileHashes(cache_dir / "hashes.json"))
     entries = _decoded(photos, keys, scale, Pack(cache_dir / "images", count=2), problems)
-    pairs = []
+    pairs, used = [], []
     for index, photo in enumerate(photos):
         if index not in problems:
             entry = entries[keys[index]]
@@ -131,12 +168,33 @@ def open_pairs(
                 problems[index] = _too_small(photo, entry, scale, lr_size)
             else:
                 pairs.append((photo.name, keys[index], entry))
+                used.append(photo)
     skipped = [problems[index] for index in sorted(problems)]
     if skipped and on_unreadable == "stop":
         raise UserError(_unusable(skipped))
     if not pairs:
         raise UserError(f"no usable training photo is left:\n{_listed(skipped)}")
-    return PairStore(cache_dir, scale, pairs, skipped)
+    folders = [find(source.hr, "training folder") for source in sources if source.hr != embedded.NAME]
+    store = PairStore(cache_dir, scale, pairs, [*skipped, *(line for folder in folders for line in left_out(folder))])
+    _check_lr(store, used)
+    return store
+
+
+def _check_lr(store: PairStore, photos: list[Photo]) -> None:
+    """Stop where a folder of LR images, as a few of them show, is not that of its HR photos."""
+    for folder in dict.fromkeys(photo.lr_folder for photo in photos if photo.lr_folder is not None):
+        indices = [index for index, photo in enumerate(photos) if photo.lr_folder == folder]
+        found = unlike(len(indices), functools.partial(_loaded, store, indices), store.scale)
+        if found is not None:
+            raise UserError(
+                f"{folder}: these LR images are not those of their HR photos: names and sizes fit, but the pictures do not (correlation "
+                f"{found:.2f} with the photos made small; {LEAST} at least where they are the same). Are they mirrored, or numbered otherwise?"
+            )
+
+
+def _loaded(store: PairStore, indices: list[int], position: int) -> tuple[Tensor, Tensor]:
+    index = indices[position]
+    return to_tensor(store.lr[index]), to_tensor(store.hr[index])
 
 
 def _photos(source: SourceOptions, scale: int) -> list[Photo]:
@@ -150,7 +208,7 @@ def _photos(source: SourceOptions, scale: int) -> list[Photo]:
     photos = []
     for path in files:
         name = path.relative_to(folder)
-        photos.append(Photo(name.as_posix(), path, _lr_of(name, lr_folder, scale), source.downscale))
+        photos.append(Photo(name.as_posix(), path, _lr_of(name, lr_folder, scale), source.downscale, lr_folder))
     return photos
 
 

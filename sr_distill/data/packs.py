@@ -1,15 +1,18 @@
 """Append-only stores of uint8 images: nothing in them is rewritten, so that nobody needs a lock and an interrupted pass goes on.
 
 A pack is a folder of shards. A process that has something to add makes a shard of its own, ``NAME.bin`` and ``NAME.jsonl``, and
-writes a line of the index when the bytes it names are in the file. Readers merge the shards. What a crash left half done is
-not in the index; an image that two processes stored is there twice, which does no harm.
+writes a line of the index when the bytes it names are in the file, with a checksum of them. Readers merge the shards. What a crash
+left half done is not in the index; an image that two processes stored is there twice, which does no harm; what is wanted and was
+damaged since is made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +26,12 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class Entry(NamedTuple):
-    """Images stored under one key: one after the other in a shard, from ``offset`` on, each (height, width, 3)."""
+    """Images stored under one key: one after the other in a shard, from ``offset`` on, each (height, width, 3); CRC-32 of their bytes."""
 
     shard: Path
     offset: int
     shapes: tuple[tuple[int, int], ...]
+    checksum: int
 
 
 class Pack:
@@ -41,6 +45,7 @@ class Pack:
     def __init__(self, folder: Path, count: int = 1) -> None:
         self.folder = folder
         self._count = count
+        self._damaged: set[Entry] = set()
 
     def entries(self) -> dict[str, Entry]:
         """What is stored, by key; lines of the index that cannot be read or name bytes that are not there do not count."""
@@ -53,24 +58,25 @@ class Pack:
                 continue
             for line in text.split("\n")[:-1]:  # behind the last end of line there is nothing, or half a line
                 key, entry = self._parsed(line, shard)
-                if entry is not None and entry.offset + _size(entry) <= size:
+                if entry is not None and entry.offset + _size(entry) <= size and entry not in self._damaged:
                     found.setdefault(key, entry)
         return found
 
     def _parsed(self, line: str, shard: Path) -> tuple[str, Entry | None]:
         try:
             tree = json.loads(line)
-            key, entry = tree["key"], Entry(shard, tree["offset"], tuple((h, w) for h, w in tree["shapes"]))
+            shapes = tuple((h, w) for h, w in tree["shapes"])
+            key, entry = tree["key"], Entry(shard, tree["offset"], shapes, tree["crc32"])
         except (ValueError, TypeError, KeyError):
             return "", None
-        numbers = [entry.offset, *(length for shape in entry.shapes for length in shape)]
+        numbers = [entry.offset, entry.checksum, *(length for shape in entry.shapes for length in shape)]
         sound = len(entry.shapes) == self._count and all(isinstance(n, int) and n >= 0 for n in numbers)
         return str(key), entry if sound else None
 
     def fill(
         self, keys: Sequence[str], make: Callable[[int], list[np.ndarray] | None], progress: Progress = iter
     ) -> tuple[dict[str, Entry], list[int]]:
-        """Store what is missing; all processes share the work and get the same answer.
+        """Store what is missing or damaged; all processes share the work and get the same answer.
 
         Args:
             keys: what is wanted.
@@ -83,8 +89,10 @@ class Pack:
         Raises:
             UserError: an image cannot be written, or is gone at once; what was stored before stays.
         """
-        missing = together(lambda: self._missing(keys))[0]
         rank, processes = process_share()
+        for found in together(lambda: self._find_damaged(keys[rank::processes])):
+            self._damaged |= found
+        missing = together(lambda: self._missing(keys))[0]
         shares = together(lambda: self._add(missing[rank::processes], keys, make, progress))
         given_up = {index for share in shares for index in share}
         # Machines without a common disk do not see what the others stored: each makes the rest for itself.
@@ -93,6 +101,16 @@ class Pack:
         if any(key not in entries for index, key in enumerate(keys) if index not in given_up):
             raise UserError(f"{self.folder}: what was just stored there is gone; start again, it is made anew.")
         return entries, sorted(given_up)
+
+    def _find_damaged(self, keys: Sequence[str]) -> set[Entry]:
+        """The entries whose bytes are not those that were stored."""
+        entries = self.entries()
+        wanted = {entries[key] for key in keys if key in entries}
+        return {
+            entry
+            for entry in wanted
+            if _checksum(PackedImages([entry], p)[0] for p in range(self._count)) != entry.checksum
+        }
 
     def _missing(self, keys: Sequence[str]) -> list[int]:
         entries = self.entries()
@@ -169,13 +187,19 @@ class _Shard:
         for image in images:
             self._data.write(image.tobytes())
         self._data.flush()
-        line = {"key": key, "offset": offset, "shapes": [image.shape[:2] for image in images]}
+        shapes = [image.shape[:2] for image in images]
+        line = {"key": key, "offset": offset, "shapes": shapes, "crc32": _checksum(images)}
         self._index.write(json.dumps(line) + "\n")
         self._index.flush()
 
     def __exit__(self, *error: object) -> None:
         with self._data:
             self._index.close()
+
+
+def _checksum(images: Iterable[np.ndarray]) -> int:
+    """CRC-32 of the bytes of images, one after the other."""
+    return functools.reduce(lambda so_far, image: zlib.crc32(np.ascontiguousarray(image), so_far), images, 0)
 
 
 def _size(entry: Entry, parts: int | None = None) -> int:

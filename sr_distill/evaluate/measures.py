@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import MetricError
+from ..errors import ImageError
 from ..features import lpips_network
 from ..models.basicsr import import_basicsr
 
@@ -105,7 +105,7 @@ def lpips_distance(sr: Tensor, hr: Tensor, network: str) -> Tensor:
         ValueError: the image is smaller than the backbone can see (alex: 31 pixels).
     """
     if min(sr.shape[-2:]) < 32:
-        raise MetricError(f"LPIPS needs at least 32x32 pixels, got {sr.shape[-1]}x{sr.shape[-2]}")
+        raise ImageError(f"LPIPS needs at least 32x32 pixels, got {sr.shape[-1]}x{sr.shape[-2]}")
     module = lpips_network(network).to(sr.device)
     return module(sr.float() / 255.0, hr.float() / 255.0, normalize=True).flatten().double()
 
@@ -119,7 +119,7 @@ def niqe(sr: Tensor, border: int) -> Tensor:
     Source: Mittal et al., "Making a Completely Blind Image Quality Analyzer", 2013.
     """
     if math.prod((side - 2 * border) // 96 for side in sr.shape[-2:]) < 2:
-        raise MetricError(
+        raise ImageError(
             f"NIQE needs at least two patches of 96x96 pixels inside a border of {border}, got {sr.shape[-1]}x{sr.shape[-2]}"
         )
     calculate = import_basicsr("metrics.niqe").calculate_niqe
@@ -130,9 +130,9 @@ def niqe(sr: Tensor, border: int) -> Tensor:
 def _inside(sr: Tensor, hr: Tensor, border: int) -> tuple[Tensor, Tensor]:
     """Both images without their border."""
     if sr.shape != hr.shape:
-        raise MetricError(f"sizes differ: {tuple(sr.shape)} and {tuple(hr.shape)}")
+        raise ImageError(f"sizes differ: {tuple(sr.shape)} and {tuple(hr.shape)}")
     if min(sr.shape[-2:]) <= 2 * border:
-        raise MetricError(f"an image of {sr.shape[-1]}x{sr.shape[-2]} pixels has nothing inside a border of {border}")
+        raise ImageError(f"an image of {sr.shape[-1]}x{sr.shape[-2]} pixels has nothing inside a border of {border}")
     inside = slice(border, -border or None)
     return sr[..., inside, inside], hr[..., inside, inside]
 
@@ -155,7 +155,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """SSIM of float64 (B, H, W) in 0-255; (B,)."""
     if min(x.shape[-2:]) < _WINDOW:
-        raise MetricError(
+        raise ImageError(
             f"SSIM needs at least {_WINDOW}x{_WINDOW} pixels inside the border, got {x.shape[-1]}x{x.shape[-2]}"
         )
     # Only the sum of the two variances is needed: four maps are blurred, not five.

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import MetricError, UserError, did_you_mean
+from ..errors import ImageError, UserError, did_you_mean
+from ..features import lpips_network
 from ..options import validate
 from ..options.base import Options
 from ..registry import METRICS, OneOf, register_metric
@@ -36,6 +37,10 @@ class Metric(Options):
     def measure(self, pair: ImagePair, scale: int) -> Tensor:
         """From the uint8 images (B, 3, H, W) of a pair to (B,) float64."""
         raise NotImplementedError
+
+    def resolved(self) -> Metric:
+        """The metric that is measured where this one leaves something open."""
+        return self
 
 
 MetricOptions = Annotated[Metric, OneOf(METRICS, short=True)]
@@ -78,7 +83,7 @@ class ScaledMetric:
         """
         values = self.metric.measure(pair, self.scale)
         if values.shape != pair.sr.shape[:1]:
-            raise MetricError(f"the metric {self.metric.type} gave {tuple(values.shape)}, not one value for each image")
+            raise ImageError(f"the metric {self.metric.type} gave {tuple(values.shape)}, not one value for each image")
         return values
 
 
@@ -94,7 +99,30 @@ def make_metric(metric: str | Metric, scale: int) -> ScaledMetric:
                 f"there is no metric '{metric}'.{did_you_mean(metric, METRICS)} Allowed: {', '.join(METRICS)}."
             )
         metric = validate(METRICS[metric], {"type": metric}, f"metric {metric}")
-    return ScaledMetric(metric, scale)
+    return ScaledMetric(metric.resolved(), scale)
+
+
+def find_lpips(choice: str) -> tuple[str | None, str | None]:
+    """Choose the LPIPS backbone.
+
+    Args:
+        choice: alex, vgg or squeeze, downloaded if need be; 'auto': the first of alex, squeeze, vgg that is on this machine,
+            nothing is downloaded; 'none'.
+
+    Returns:
+        The backbone, or None, and a sentence about what is missing, or None.
+    """
+    if choice == "none":
+        return None, None
+    reasons = []
+    for network in LPIPS_BACKBONES if choice == "auto" else (choice,):
+        try:
+            lpips_network(network, download=choice != "auto")
+            return network, None
+        except UserError as error:
+            reasons.append(f"LPIPS is n/a: {error}")
+    advice = " With a network, --lpips alex downloads them." if choice == "auto" else ""
+    return None, reasons[0] + advice
 
 
 @register_metric
@@ -157,6 +185,26 @@ class _LPIPS(Metric):
 
     def measure(self, pair: ImagePair, scale: int) -> Tensor:
         return measures.lpips_distance(pair.sr, pair.hr, self.type.removeprefix("lpips_"))
+
+
+@register_metric
+class LPIPS(Metric):
+    """LPIPS v0.1 with the first backbone of alex, squeeze and vgg whose weights are on this machine."""
+
+    type: Literal["lpips"] = Field(description="Name of the metric.")
+
+    higher_is_better = False
+
+    def resolved(self) -> Metric:
+        """The metric of that backbone.
+
+        Raises:
+            UserError: the weights of none are here; says what to do.
+        """
+        backbone, missing = find_lpips("auto")
+        if backbone is None:
+            raise UserError(missing)
+        return make_metric(f"lpips_{backbone}", 1).metric
 
 
 @register_metric

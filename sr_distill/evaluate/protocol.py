@@ -12,11 +12,10 @@ from torch import Tensor
 from ..data.color import gray_to_luma, rgb_to_gray
 from ..data.images import to_uint8
 from ..devices import is_out_of_memory
-from ..errors import MetricError, UserError
-from ..features import lpips_network
+from ..errors import ImageError, UserError
 from ..models import SRModel, upscale_uint8
 from .measures import ImagePair, psnr_of_luma, psnr_y
-from .metrics import LPIPS_BACKBONES, ScaledMetric, make_metric
+from .metrics import ScaledMetric, make_metric
 from .sets import BenchmarkImage, BenchmarkSet, open_set
 
 AGREEMENT = "psnr_y_to_teacher"
@@ -78,29 +77,6 @@ def default_metrics(scale: int, lpips: str | None = None) -> list[ScaledMetric]:
     """PSNR-Y and SSIM-Y, and LPIPS with this backbone."""
     names = ["psnr_y", "ssim_y", *([f"lpips_{lpips}"] if lpips else [])]
     return [make_metric(name, scale) for name in names]
-
-
-def find_lpips(choice: str) -> tuple[str | None, str | None]:
-    """Choose the LPIPS backbone.
-
-    Args:
-        choice: alex, vgg or squeeze, downloaded if need be; 'auto': the first of alex, squeeze, vgg that is on this machine,
-            nothing is downloaded; 'none'.
-
-    Returns:
-        The backbone, or None, and a sentence about what is missing, or None.
-    """
-    if choice == "none":
-        return None, None
-    reasons = []
-    for network in LPIPS_BACKBONES if choice == "auto" else (choice,):
-        try:
-            lpips_network(network, download=choice != "auto")
-            return network, None
-        except UserError as error:
-            reasons.append(f"LPIPS is n/a: {error}")
-    advice = " With a network, --lpips alex downloads them." if choice == "auto" else ""
-    return None, reasons[0] + advice
 
 
 @torch.no_grad()
@@ -196,7 +172,7 @@ def _measure(
 def _reason(error: Exception, image: BenchmarkImage, model: SRModel, device: torch.device) -> str:
     if is_out_of_memory(error):
         return f"{image.hr}: not enough memory on {device} for {model.spec.name} on this image."
-    return f"{image.hr}: {str(error).rstrip('.')}." if isinstance(error, MetricError) else str(error)
+    return f"{image.hr}: {str(error).rstrip('.')}." if isinstance(error, ImageError) else str(error)
 
 
 def _scored(
@@ -214,7 +190,7 @@ def _scored(
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise MetricError(f"the network cannot take it ({' '.join(str(error).split())[:200]})") from error
+        raise ImageError(f"the network cannot take it ({' '.join(str(error).split())[:200]})") from error
     hr = torch.stack([hr for _, _, hr in loaded]).to(device)
     if device.type == "mps":  # has no float64
         sr, hr = sr.cpu(), hr.cpu()

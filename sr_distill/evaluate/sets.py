@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..data import embedded
 from ..data.bicubic import downscale_to_uint8
-from ..data.images import image_size, list_images, read_rgb, to_tensor
+from ..data.images import image_size, left_out, list_images, read_rgb, to_tensor
+from ..data.likeness import unlike
 from ..errors import UserError
 from ..files import DATA_ROOT_VARIABLE
 
@@ -51,11 +52,23 @@ class BenchmarkImage:
 
 
 @dataclass(frozen=True)
+class DecodedImage(BenchmarkImage):
+    """One image of a set whose pixels are kept."""
+
+    pixels: tuple[Tensor, Tensor]
+
+    def load(self, scale: int) -> tuple[Tensor, Tensor]:
+        """The pixels that are kept."""
+        return self.pixels
+
+
+@dataclass(frozen=True)
 class BenchmarkSet:
-    """A named list of images."""
+    """A named list of images, and sentences about what lies beside them and is not read."""
 
     name: str
     images: list[BenchmarkImage]
+    notes: tuple[str, ...] = ()
 
     def batches(self, most: int = 2**20) -> list[list[BenchmarkImage]]:
         """The images in groups of one size, of at most ``most`` HR pixels together; a larger image is a group of its own.
@@ -74,6 +87,33 @@ class BenchmarkSet:
                     open_groups[size] = group
             group.append(image)
         return groups
+
+    def decoded(self, scale: int) -> BenchmarkSet:
+        """The same set with the pixels of all images in memory, for measuring again and again.
+
+        Raises:
+            UserError: an image cannot be read, or the sizes do not fit.
+        """
+        images = [DecodedImage(image.name, image.hr, image.lr, image.load(scale)) for image in self.images]
+        return BenchmarkSet(self.name, images)
+
+    def unlike_lr(self, scale: int) -> str | None:
+        """A sentence where the set's LR images are of something else than its HR images (:func:`sr_distill.data.likeness.likeness`)."""
+        given = [image for image in self.images if image.lr is not None]
+
+        def load(index: int) -> tuple[Tensor, Tensor]:
+            return given[index].load(scale)
+
+        try:
+            found = unlike(len(given), load, scale)
+        except UserError:  # said where the image is measured
+            return None
+        if found is None:
+            return None
+        return (
+            f"{self.name}: its LR images are not those of its HR images (correlation {found:.2f} with HR made small): they are mirrored, or "
+            "numbered otherwise. No row of this set says anything."
+        )
 
     @property
     def made_lr(self) -> int:
@@ -102,7 +142,7 @@ def open_set(name: str, scale: int, root: Path | None) -> BenchmarkSet:
             f"{folder}: this set is in the layout of SelfExSR; python scripts/prepare_datasets.py NAME --from {folder} converts it."
         )
     images = [BenchmarkImage(name, path, _lr_of(name, folder, scale)) for name, path in named_hr(folder).items()]
-    return BenchmarkSet(folder.name, images)
+    return BenchmarkSet(folder.name, images, tuple(left_out(folder / "HR" if (folder / "HR").is_dir() else folder)))
 
 
 def _folder(name: str, root: Path | None) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +14,19 @@ from torch import Tensor
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 from .onnx import Onnx
+
+
+@functools.cache
+def _core() -> Any:
+    """The one engine of this process, for ever.
+
+    Each engine gives the main thread a stack for signal handlers and, when it ends, puts back the one that it found. Where two end in
+    the order in which they began, that is memory which is not there any more, and the next signal (Ctrl-C, a child that ends) kills
+    the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 @register_format
@@ -36,9 +51,7 @@ class OpenVino(Format):
 
     def _open(self, path: Path, threads: int) -> Runner:
         """See the base class."""
-        import openvino
-
         # Else a processor with bfloat16 rounds to it.
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        model = _core().compile_model(str(path), "CPU", settings)
         return lambda image: np.array(model(image)[0])

@@ -1,7 +1,7 @@
 """Feature maps: which layers are compared, how they are read and made alike; pretrained networks for perceptual losses."""
 
 from .adapters import Adapter
-from .backbones import lpips_network, vgg19_features
+from .backbones import imagenet_normalised, lpips_network, vgg19_features
 from .pairs import FeaturePair, choose_pairs
 from .substitution import ReplayTaps
 from .tapped import Need, TappedModel, TappedTeacher
@@ -17,6 +17,7 @@ __all__ = [
     "TappedTeacher",
     "Taps",
     "choose_pairs",
+    "imagenet_normalised",
     "list_taps",
     "lpips_network",
     "vgg19_features",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..contracts import Prediction
 from ..data.color import rgb_to_gray
 from ..models import SRModel, Teacher
+from ..models.teacher import clipped
 from .substitution import ReplayTaps
 from .taps import Taps
 
@@ -79,4 +80,4 @@ class TappedTeacher(nn.Module):
         if make_sr and self.teacher.self_ensemble:
             make_sr, stored_sr = False, self.teacher(lr)
         seen = self._tapped.run(lr, dataclasses.replace(need, sr=make_sr))
-        return dataclasses.replace(seen, sr=seen.sr.clamp(0, 1) if make_sr else stored_sr)
+        return dataclasses.replace(seen, sr=clipped(seen.sr) if make_sr else stored_sr)

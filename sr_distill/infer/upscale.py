@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..models import SRModel, Teacher, upscale_uint8
+from ..models import SRModel, Teacher, upscale_float, upscale_uint8
 from ..models.receptive_field import receptive_field
 
 TILE = 256
@@ -24,7 +24,7 @@ def upscale(
     tile: int = TILE,
     say: Callable[[str], object] = warnings.warn,
 ) -> Tensor:
-    """Upscale uint8 RGB (3, H, W) to uint8 (3, H*scale, W*scale).
+    """Upscale uint8 RGB (3, H, W), or floats in [0, 1], to the same dtype (3, H*scale, W*scale), on the CPU.
 
     An image larger than ``tile`` is cut into tiles of that side, with as much context around each as the network sees; only a
     tile's own pixels are kept, which are those of the image in one piece. Only one tile is on the device at a time.
@@ -45,10 +45,11 @@ def upscale(
                 f"{model.spec.name} sees more of an image than a tile shows it: images that are cut into tiles of {tile} pixels "
                 "come out a little different than in one piece, which takes more memory (tile 0)."
             )
-    sr = torch.empty(3, height * scale, width * scale, dtype=torch.uint8)
+    run = upscale_uint8 if lr.dtype == torch.uint8 else upscale_float
+    sr = torch.empty(3, height * scale, width * scale, dtype=lr.dtype)
     for rows, outer_rows in _spans(height, tile, context, model.spec.size_multiple):
         for cols, outer_cols in _spans(width, tile, context, model.spec.size_multiple):
-            out = upscale_uint8(model, lr[None, :, outer_rows, outer_cols], device)[0]
+            out = run(model, lr[None, :, outer_rows, outer_cols], device)[0]
             inner_rows = _scaled(rows, scale, outer_rows.start)
             inner_cols = _scaled(cols, scale, outer_cols.start)
             sr[:, _scaled(rows, scale), _scaled(cols, scale)] = out[:, inner_rows, inner_cols].cpu()

@@ -123,6 +123,10 @@ class Loss(TermOptions):
         """Those of its fields that are keyword arguments of its function."""
         return {name: getattr(self, name) for name in _keywords(self.function) if name in type(self).model_fields}
 
+    def weights_used(self) -> list[str]:
+        """The pretrained networks that it looks through, each with the file that its weights come from."""
+        return []
+
     def prepare(self) -> None:
         """Told once, before the first step: what is missing is an error now."""
 

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
-from ..features import lpips_network, vgg19_features
+from ..features import imagenet_normalised, lpips_network, vgg19_features
 from .common import unit
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 _CONVS_IN_STAGE = (2, 2, 4, 4, 4)
 
 
@@ -104,8 +102,7 @@ def _autocast(image: Tensor) -> contextlib.AbstractContextManager:
 
 def _run_vgg(image: Tensor, wanted: Collection[int]) -> dict[int, Tensor]:
     features = vgg19_features().to(image.device)
-    mean, std = _statistics(image.device, image.dtype)
-    x, maps = (image - mean) / std, {}
+    x, maps = imagenet_normalised(image), {}
     with _autocast(image):
         for index, layer in enumerate(features[: max(wanted) + 1]):
             x = layer(x)
@@ -119,10 +116,3 @@ def _run_lpips(image: Tensor, network: str) -> list[Tensor]:
     with _autocast(image):
         maps = module.net(module.scaling_layer(2 * image - 1))
     return [unit(x.to(image.dtype), 1) for x in maps]
-
-
-@functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # else what is made while evaluating could not be differentiated through later
-def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and deviation, copied to the device once."""
-    return tuple(torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1) for values in (_MEAN, _STD))

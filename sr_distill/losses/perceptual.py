@@ -89,6 +89,10 @@ class LooksThroughVGG:
         """The indices of VGG19's layers that it looks at."""
         return frozenset(map(layer_index, self.layers))
 
+    def weights_used(self) -> list[str]:
+        """VGG19."""
+        return [f"VGG19: {vgg19_features().source}"]
+
     def prepare(self) -> None:
         """Wrong names of layers and missing weights are an error now, not at the first step."""
         _ = self.vgg_layers
@@ -125,6 +129,10 @@ class LPIPS(ImageLoss):
 
     type: Literal["lpips"] = Field(description="Name of the loss.")
     network: Literal["alex", "vgg", "squeeze"] = Field("alex", description="Backbone of LPIPS v0.1.")
+
+    def weights_used(self) -> list[str]:
+        """The backbone of LPIPS."""
+        return [f"LPIPS {self.network}: {lpips_network(self.network).source}"]
 
     def prepare(self) -> None:
         """Missing weights are an error now, not at the first step."""

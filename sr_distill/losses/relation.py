@@ -131,6 +131,7 @@ class RelationLoss(FeatureLoss):
     """A loss on relations between samples; of several processes, between the samples of all."""
 
     adapted: ClassVar[bool] = False
+    least_samples: ClassVar[int] = 2
     samples: Literal["images", "patches"] = Field(
         "images",
         description="What a sample is: a whole map of the batch, or a square patch of a map (for small batches).",
@@ -148,6 +149,11 @@ class RelationLoss(FeatureLoss):
         "pool": ("samples", ("images",)),
         "patch": ("samples", ("patches",)),
     }
+
+    @property
+    def least_batch(self) -> int:
+        """As many images as samples are needed, where an image is one."""
+        return self.least_samples if self.samples == "images" else 1
 
     def arguments(self, inputs: LossInputs, student: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """The samples as vectors."""
@@ -183,6 +189,7 @@ class PKT(RelationLoss):
 class RKD(RelationLoss):
     """Distances and angles between samples (Park et al. 2019); needs no adapter."""
 
+    least_samples: ClassVar[int] = 3
     type: Literal["rkd"] = Field(description="Name of the loss.")
     distance_weight: float = Field(25.0, ge=0, description="Factor of the distances.")
     angle_weight: float = Field(50.0, ge=0, description="Factor of the angles.")

@@ -2,10 +2,11 @@
 
 from ..options.architectures import Architecture
 from ..registry import ARCHITECTURES, STUDENTS, TEACHERS, register_student, register_teacher
-from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
+from .base import ModelSpec, SRModel, bicubic_model, upscale_float, upscale_uint8
 from .blocks import collapse
 from .build import build_model
-from .files import load_model, model_key, save_model
+from .files import describe, load_model, model_key, save_model, tells_itself
+from .plain import as_model
 from .quantised import quantised
 from .teacher import Teacher
 
@@ -17,14 +18,18 @@ __all__ = [
     "ModelSpec",
     "SRModel",
     "Teacher",
+    "as_model",
     "bicubic_model",
     "build_model",
     "collapse",
+    "describe",
     "load_model",
     "model_key",
     "quantised",
     "register_student",
     "register_teacher",
     "save_model",
+    "tells_itself",
+    "upscale_float",
     "upscale_uint8",
 ]

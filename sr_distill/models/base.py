@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.bicubic import imresize, mirrored
 from ..data.color import gray_to_luma, luma_to_gray, rgb_to_ycbcr, ycbcr_to_rgb
 from ..data.images import to_uint8
+from ..errors import ImageError
 from ..options.architectures import Architecture
 from .blocks import Collapsible, collapse, fill
 
@@ -118,8 +119,25 @@ class SRModel(nn.Module):
 
 
 def upscale_uint8(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
-    """uint8 RGB (B, 3, h, w) to uint8 (B, 3, h*scale, w*scale) on ``device``, whole images at once; the model is there already."""
-    return to_uint8(model(lr.to(device).float().div(255.0)))
+    """uint8 RGB (B, 3, h, w) to uint8 (B, 3, h*scale, w*scale) on ``device``, whole images at once; the model is there already.
+
+    Raises:
+        ImageError: what the network gives is not finite; rounded, it would be black.
+    """
+    return to_uint8(_finite(model, model(lr.to(device).float().div(255.0))))
+
+
+def upscale_float(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
+    """As :func:`upscale_uint8`, from floats in [0, 1] to floats clipped to [0, 1], of the same dtype."""
+    return _finite(model, model(lr.to(device).float())).clamp(0, 1).to(lr.dtype)
+
+
+def _finite(model: nn.Module, sr: Tensor) -> Tensor:
+    if not sr.isfinite().all():
+        raise ImageError(
+            f"{model.spec.name} gives values that are not finite numbers: its weights are damaged, or it cannot take this image"
+        )
+    return sr
 
 
 def bicubic_model(scale: int) -> SRModel:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import atomic_path
@@ -22,41 +22,59 @@ from ..registry import ARCHITECTURES
 from .base import SRModel, StateDict
 from .build import build_model
 from .foreign import load_foreign
+from .plain import as_model, describe_plain, rebuild_plain
+from .quantised import quantised
 
 _FORMAT = "sr_distill 1"
 
 
-def save_model(model: SRModel, path: Path, notes: Mapping[str, str] | None = None) -> None:
+def save_model(
+    model: SRModel | nn.Module,
+    path: Path | str,
+    notes: Mapping[str, str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
     """Write a .safetensors that rebuilds the model by itself: architecture, arguments and scale are in its metadata.
 
-    Where the network is a plugin's, the metadata name it, too.
+    Where the network is a plugin's, the metadata name it, too. Of another network (RGB in [0, 1] to RGB), they name its class, which is
+    imported when the file is opened.
 
     Args:
         notes: further strings for the metadata (how it was trained).
+        arguments: of the class of a network that this package does not know; None: none.
 
     Raises:
-        UserError: the file cannot be written.
-        ValueError: the network is a foreign one, of which only spandrel knows how to rebuild it.
+        UserError: the file cannot be written; or the network's class cannot be imported, or needs other arguments.
     """
-    if model.spec.architecture is None:
-        raise ValueError(f"{model.spec.name} was not built by this package")
-    plugin = plugin_of(type(model.spec.architecture))
-    metadata = {
-        **(notes or {}),
-        "format": _FORMAT,
-        "scale": str(model.spec.scale),
-        "architecture": model.spec.architecture.model_dump_json(),
-        **({"plugin": plugin} if plugin else {}),
-    }
+    path = Path(path)
+    model = as_model(model, type(model).__name__)
+    if arguments is not None and model.spec.architecture is not None:
+        raise UserError(f"arguments are for networks of your own: how to build {model.spec.name} is known.")
+    metadata = {**(notes or {}), **describe(model, arguments)}
     weights = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(serialise(weights, metadata=metadata))
 
 
+def describe(model: SRModel, arguments: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What rebuilds a network, but for its weights: strings, for metadata; arguments and errors as of :func:`save_model`."""
+    if model.spec.architecture is None:
+        return {"format": _FORMAT, "scale": str(model.spec.scale), **describe_plain(model.net, arguments or {})}
+    plugin = plugin_of(type(model.spec.architecture))
+    return {
+        "format": _FORMAT,
+        "scale": str(model.spec.scale),
+        "architecture": model.spec.architecture.model_dump_json(),
+        **({"plugin": plugin} if plugin else {}),
+        **({"rounds": "as in int8"} if model.is_quantised else {}),
+    }
+
+
 def load_model(path: Path, scale: int | None = None, architecture: ArchitectureOptions | None = None) -> SRModel:
     """Load a model from a file, in eval mode, on the CPU.
 
-    The file is one of ours, a published checkpoint that is recognised by its content, or one whose network is given.
+    The file is one of ours, a checkpoint of a training run (of which the averaged student is taken), a published checkpoint that is
+    recognised by its content, or one whose network is given.
 
     Args:
         path: a .safetensors, or a PyTorch checkpoint (.pth, .pt), which is read with ``weights_only=True``.
@@ -69,8 +87,12 @@ def load_model(path: Path, scale: int | None = None, architecture: ArchitectureO
     if not path.is_file():
         raise UserError(f"model file not found: {path}.")
     state, metadata = _read(path)
-    if metadata.get("format") == _FORMAT:
+    if _is_checkpoint(state):
+        state, metadata = _averaged_student(state)
+        model = _own(path, state, metadata).collapsed()
+    elif metadata.get("format") == _FORMAT:
         model = _own(path, state, metadata)
+    if metadata.get("format") == _FORMAT:
         if architecture is not None and architecture != model.spec.architecture:
             raise UserError(f"{path} says itself that it is {model.spec.architecture}, not {architecture}.")
     elif architecture is not None:
@@ -83,6 +105,15 @@ def load_model(path: Path, scale: int | None = None, architecture: ArchitectureO
     return model.eval()
 
 
+def tells_itself(path: Path) -> bool:
+    """Whether a file says what network it is of: a .safetensors of ours, or a checkpoint of a training run."""
+    try:
+        state, metadata = _read(path)
+    except UserError:
+        return False
+    return metadata.get("format") == _FORMAT or _is_checkpoint(state)
+
+
 def model_key(model: SRModel) -> str:
     """A hash of the weights and of how they are used; equal models have equal keys."""
     digest = hashlib.sha256(repr(model.spec).encode())
@@ -92,7 +123,22 @@ def model_key(model: SRModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def _is_checkpoint(content: Any) -> bool:
+    """Whether this is what a training run saves to go on from."""
+    return isinstance(content, Mapping) and content.keys() >= {"networks", "averages"}
+
+
+def _averaged_student(checkpoint: Mapping[str, Any]) -> tuple[StateDict, dict[str, str]]:
+    """The averaged weights of the student of a training run, without the wrapping, and what its network is."""
+    wrapped, before = checkpoint["averages"]["student"], "module.net."
+    return {k.removeprefix(before): v for k, v in wrapped.items() if k.startswith(before)}, checkpoint["networks"][
+        "student"
+    ]
+
+
 def _own(path: Path, state: StateDict, metadata: Mapping[str, str]) -> SRModel:
+    if "factory" in metadata:
+        return _fill(as_model(rebuild_plain(metadata), path.stem), state, path)
     try:
         tree, scale = json.loads(metadata["architecture"]), int(metadata["scale"])
     except (KeyError, ValueError) as error:
@@ -100,7 +146,10 @@ def _own(path: Path, state: StateDict, metadata: Mapping[str, str]) -> SRModel:
     name, plugin = str(tree.get("type")) if isinstance(tree, dict) else "", metadata.get("plugin")
     if plugin and name not in ARCHITECTURES:
         raise UserError(f"{path}: needs the network '{name}' of the plugin {plugin}: name it with --plugins {plugin}")
-    return _fill(build_model(validate(ArchitectureOptions, tree, f"{path} (metadata)"), scale), state, path)
+    model = build_model(validate(ArchitectureOptions, tree, f"{path} (metadata)"), scale)
+    if "rounds" in metadata:
+        model = quantised(model, momentum=0.01)  # which plays no part any more
+    return _fill(model, state, path)
 
 
 def _recognise(path: Path, state: StateDict, scale: int | None) -> SRModel | None:

@@ -44,10 +44,15 @@ class Teacher(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale) in [0, 1]."""
         if not self.self_ensemble:
-            return self.model(lr).clamp(0, 1)
+            return clipped(self.model(lr))
         total = 0.0
         for turns in range(4):
             turned = torch.rot90(lr, turns, (-2, -1))
             total = total + torch.rot90(self.model(turned), -turns, (-2, -1))
             total = total + torch.rot90(self.model(turned.flip(-1)).flip(-1), -turns, (-2, -1))
-        return (total / 8).clamp(0, 1)
+        return clipped(total / 8)
+
+
+def clipped(sr: Tensor) -> Tensor:
+    """``sr`` clipped to [0, 1]; what is not finite becomes NaN instead of 0 or 1, which would pass for an image."""
+    return sr.clamp(0, 1) + (sr - sr)

@@ -1,8 +1,18 @@
 """Options: strict, typed, described field by field, never changed after loading."""
 
 from .architectures import ArchitectureOptions
-from .load import dump_options, load_options, validate
+from .load import dump_options, load_options, parse_architecture, validate
 from .losses import LossOptions
+from .remarks import remarks_on_options
 from .schema import RunOptions
 
-__all__ = ["ArchitectureOptions", "LossOptions", "RunOptions", "dump_options", "load_options", "validate"]
+__all__ = [
+    "ArchitectureOptions",
+    "LossOptions",
+    "RunOptions",
+    "dump_options",
+    "load_options",
+    "parse_architecture",
+    "remarks_on_options",
+    "validate",
+]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ..errors import UserError, did_you_mean
 from ..plugins import load_plugins
 from ..registry import OneOf
+from .architectures import Architecture, ArchitectureOptions
 from .schema import RunOptions
 
 T = TypeVar("T")
@@ -92,6 +93,19 @@ def validate(kind: Any, tree: Any, source: str) -> Any:
         problems = [_explain(kind, tree, problem) for problem in error.errors()]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def parse_architecture(text: str) -> Architecture:
+    """A network as a command line has it: ``edsr``, or ``{type: edsr, num_feat: 64}``.
+
+    Raises:
+        UserError: there is no such network, or an option of it is wrong.
+    """
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--architecture {text}: not valid YAML ({' '.join(str(error).split())}).") from error
+    return validate(ArchitectureOptions, {"type": tree} if isinstance(tree, str) else tree, f"--architecture {text}")
 
 
 def dump_options(options: BaseModel) -> str:

@@ -77,6 +77,11 @@ class TermOptions(Options):
         """Whether it looks at feature maps."""
         return self.on != "sr"
 
+    @property
+    def least_batch(self) -> int:
+        """The smallest batch that it can be computed from."""
+        return 1
+
     def looks_at(self, teacher: str) -> bool:
         """Whether it looks at the teacher of this name."""
         return self.source == "teacher" and self.teacher in (None, teacher)

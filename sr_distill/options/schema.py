@@ -36,6 +36,11 @@ class TeacherOptions(Options):
         description="Compute the teacher's whole-image outputs once, store them as 8 bits beside the LR images and crop them "
         "in step with these. False: run the teacher on every crop.",
     )
+    check: bool = Field(
+        True,
+        description="Stop before the first step where the teacher is worse than bicubic upscaling on the training photos, as the weights "
+        "of another scale or network are. False: for a teacher that is, as those trained for looks or for other LR images.",
+    )
 
 
 class PairOptions(Options):
@@ -149,6 +154,11 @@ class TrainOptions(Options):
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, description="How many of the last checkpoints stay.")
+    shares_every: int = Field(
+        1000,
+        ge=0,
+        description="Steps between measurements of each term's share of the gradient (metrics.jsonl, TensorBoard); 0: never.",
+    )
 
 
 class QuantizationOptions(Options):
@@ -169,15 +179,25 @@ class QuantizationOptions(Options):
 class ValidationOptions(Options):
     """What the student is measured on while it trains; the best one is saved."""
 
-    set: str = Field(
-        description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, a folder laid out like these, or 'embedded'."
+    sets: list[str] = Field(
+        min_length=1,
+        description="Set5, Set14, ... below SR_DISTILL_DATA/benchmarks, folders laid out like these, or 'embedded'.",
     )
     every: int = Field(1000, ge=1, description="Steps between validations; there is always one at the end.")
     metrics: list[Annotated[Options, OneOf(METRICS, short=True)]] = Field(
         ["psnr_y", "ssim_y"],
         min_length=1,
         validate_default=True,
-        description="What is measured: names of metrics, or {type: name, ...}. The first decides which student is best.",
+        description="What is measured: names of metrics, or {type: name, ...}.",
+    )
+    best_by: str | None = Field(
+        None,
+        description="The metric whose mean over the sets decides which student is best and saved as student.safetensors; None: the first.",
+    )
+    samples: int = Field(
+        1,
+        ge=0,
+        description="How many images of the first set are written at each validation, to <run>/validation/ and to TensorBoard.",
     )
 
     @field_validator("metrics")
@@ -187,6 +207,13 @@ class ValidationOptions(Options):
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is there more than once")
         return value
+
+    @model_validator(mode="after")
+    def _judged_by_what_is_measured(self) -> ValidationOptions:
+        names = [metric.type for metric in self.metrics]
+        if self.best_by is not None and self.best_by not in names:
+            raise ValueError(f"best_by is {self.best_by}, which is not among the metrics ({', '.join(names)})")
+        return self
 
 
 class RunOptions(Options):
@@ -273,6 +300,12 @@ class RunOptions(Options):
             raise ValueError(
                 f"quantization has a rounding of its own: train.precision must be fp32, not {self.train.precision}"
             )
+        for term in self.losses:
+            if self.data.batch_size < term.least_batch:
+                raise ValueError(
+                    f"loss {term.label} compares at least {term.least_batch} images with each other, and data.batch_size is "
+                    f"{self.data.batch_size}: take a larger batch, or samples: patches"
+                )
         check_weights(self.losses, list(self.all_students), self.train.total_steps)
         check_names(self.losses)
         return self

@@ -1,11 +1,13 @@
 """Training: the objective over networks, the loop, and what they leave on disk."""
 
+from ..callable import make_callable
 from .build import Run, build_run, build_task, tap_teachers
+from .lock import locked
 from .loop import Trainer
 from .optimizer import SOAP, Muon, make_optimizer
 from .processes import make_accelerator
 from .progress import Interrupted, Progress, Validation
-from .run_folder import RunFolder, open_run
+from .run_folder import RunFolder, clear_leftovers, open_run
 from .task import DistillationTask
 
 __all__ = [
@@ -20,8 +22,12 @@ __all__ = [
     "Validation",
     "build_run",
     "build_task",
+    "clear_leftovers",
+    "locked",
     "make_accelerator",
     "make_optimizer",
     "open_run",
     "tap_teachers",
 ]
+
+make_callable(__name__)

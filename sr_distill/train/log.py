@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from ..data.images import to_pixels, write_png
 from ..errors import UserError
 from ..files import write_text
 
@@ -42,6 +46,16 @@ class MetricsLog:
             self._writer.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}.") from error
+
+    def images(self, step: int, folder: Path, tag: str, images: Mapping[str, Tensor]) -> None:
+        """Write images, uint8 (3, H, W) by name, as ``folder/NAME.png`` and to TensorBoard.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        for name, image in images.items():
+            write_png(folder / f"{name}.png", to_pixels(image))
+            self._writer.add_image(f"{tag}{name}", image, step)
 
     def close(self) -> None:
         """Finish the TensorBoard file."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..console import progress_bar
-from ..contracts import Batch
+from ..contracts import Batch, Measured
 from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
-from ..models import save_model
+from ..models import describe, save_model
 from .average import averaged
 from .build import Run
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -23,8 +24,9 @@ from .log import MetricsLog
 from .optimizer import make_optimizer
 from .progress import Interrupted, Progress, Validation
 from .recent import RecentTerms
-from .run_folder import RunFolder
+from .run_folder import RunFolder, differences, refuse_changes
 from .schedule import decay_start, learning_rate_at
+from .shares import Ledger, table_of
 from .stop import StopAgreement, StopRequest
 
 
@@ -37,6 +39,7 @@ class Trainer:
         store: the training pairs.
         accelerator: devices and processes.
         validation: how students are measured; None: not at all.
+        beside: what stands beside the students in each validation, by name: bicubic upscaling and the teachers.
     """
 
     def __init__(
@@ -46,7 +49,15 @@ class Trainer:
         store: PairStore,
         accelerator: Accelerator,
         validation: Validation | None = None,
+        beside: Mapping[str, Measured] | None = None,
     ) -> None:
+        self._given = {
+            "data.train": store.key,
+            **{f"{name}.model": teacher.teacher.key for name, teacher in run.teachers.items()},
+        }
+        self.beside = dict(beside or {})
+        self.warnings: dict[str, list[str]] = {}
+        self._warned: set[str] = set()
         self.options, self.run, self.folder = run.options, run, folder
         self.accelerator, self.validation = accelerator, validation
         self._prepare_networks(store)
@@ -64,6 +75,7 @@ class Trainer:
             self._home_of_pairs(),
         )
         self.progress = Progress()
+        self._ledger: Ledger | None = None
         self._recent = RecentTerms(run.task.labels, accelerator)
         self._last_good: Path | None = None
         self._stop = StopRequest()
@@ -94,13 +106,17 @@ class Trainer:
             )
         return device
 
-    def resume(self, checkpoint: Path) -> list[str]:
+    def resume(self, checkpoint: Path, allowed: Collection[str] = ()) -> list[str]:
         """Restore everything that :meth:`_save` saved; returns sentences to tell the user.
 
+        Args:
+            allowed: what may be another than it was: data.train (the photos), teacher.model (the content of its file).
+
         Raises:
-            UserError: the checkpoint is damaged or belongs to another network.
+            UserError: the checkpoint is damaged, belongs to another network, or the photos or a teacher are others now.
         """
         state = load_checkpoint(checkpoint)
+        said = refuse_changes(differences(state.get("given", {}), self._given), allowed, self.folder.path)
         try:
             for name, student in self.run.students.items():
                 student.load_state_dict(state["students"][name])
@@ -112,10 +128,11 @@ class Trainer:
             raise UserError(f"{checkpoint} does not fit this run ({' '.join(str(error).split())[:200]}).") from error
         self._last_good = checkpoint
         if self.validation is None or self.progress.judged_by in ("", self.validation.judged_by):
-            return []
+            return said
         self.progress.best, self.progress.best_step = {}, {}
         return [
-            f"the best student so far was chosen by {self.progress.judged_by}: now {self.validation.judged_by} decides anew."
+            *said,
+            f"the best student so far was chosen by {self.progress.judged_by}: now {self.validation.judged_by} decides anew.",
         ]
 
     @property
@@ -138,8 +155,11 @@ class Trainer:
             total=total_steps, initial=self.progress.step, desc=self.options.name, unit="step", disable=not main
         )
         self.task.train()
+        if main and not self.options.train.compile:  # what is compiled gives its gradients once only
+            self._ledger = Ledger(self.options.train.shares_every, self.progress.step)
         if self.progress.step == 0:
             self._save_students(self.folder.initial)
+        self._write_beside(log)
         try:
             with self._stop.listening():
                 if self._validation_is_due():  # the run was stopped before it was done
@@ -174,7 +194,8 @@ class Trainer:
             for name, teacher in self.run.teachers.items()
             if name in needs
         }
-        total, terms = self.task(batch, given, weights)
+        ledger = self._ledger if self._ledger is not None and self._ledger.is_due(step) else None
+        total, terms = self.task(batch, given, weights, ledger)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if options.optimizer.clip_grad_norm is not None:
@@ -188,6 +209,7 @@ class Trainer:
     def _after_step(self, log: MetricsLog | None, bar: tqdm) -> None:
         step, train = self.progress.step, self.options.train
         last = step == train.total_steps
+        self._show_table(bar)
         stop = self._agreement.reached(step, other_steps_follow=self._active(step) != self._active(step - 1))
         turns = step == decay_start(train.total_steps, self.options.schedule)
         save_now = last or stop or turns or step % train.checkpoint_every == 0
@@ -199,6 +221,7 @@ class Trainer:
             save_now = save_now or stop
         if save_now:
             self._save()
+            self._save_students(self.folder.last)
             if self.options.validation is None:
                 self._save_students(self.folder.trained)
         if stop and not self.is_done:
@@ -227,8 +250,11 @@ class Trainer:
                 for term, weight in zip(self.run.task.terms, weights)
                 if term.loss.schedule is not None
             }
+            shares = {}
+            if self._ledger is not None:
+                shares = {f"share_{term.label}": share for term, (_, share) in self._ledger.take().items()}
             more = {"learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
-            log.write(self.progress.step, "train", {**means, **scheduled, **more})
+            log.write(self.progress.step, "train", {**means, **scheduled, **shares, **more})
 
     def _validation_is_due(self) -> bool:
         step, validation = self.progress.step, self.options.validation
@@ -244,19 +270,57 @@ class Trainer:
         if self._agreement.of_all(float(scores is None))[0]:
             return False
         self.progress.validated, self.progress.judged_by, logged = self.progress.step, self.validation.judged_by, {}
-        for name, values in (scores or {}).items():
-            score, progress = next(iter(values.values())), self.progress
-            prefix = "" if name == "student" else f"{name}_"
-            logged |= {f"{prefix}{metric}": value for metric, value in values.items()}
-            if self.validation.is_better(score, progress.best.get(name)):
-                progress.best[name], progress.best_step[name] = score, progress.step
-                self._save_student(name, self.folder.trained(name), values)
+        for name, measured in (scores or {}).items():
+            progress, prefix = self.progress, "" if name == "student" else f"{name}_"
+            logged |= {f"{prefix}{metric}": value for metric, value in measured.values.items()}
+            if self.validation.is_better(measured.score, progress.best.get(name, math.nan)):
+                progress.best[name], progress.best_step[name] = measured.score, progress.step
+                self._save_student(name, self.folder.trained(name), measured.values)
+            log.images(progress.step, self.folder.samples(progress.step), f"validation/{prefix}", measured.samples)
+            self._warn(bar, name, measured)
         if log is not None:
-            bar.write(f"step {self.progress.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in logged.items()))
+            bar.write(f"step {self.progress.step}: " + ", ".join(self._beside_each(logged)))
             log.write(self.progress.step, "validation", logged)
         return True
 
-    def _measure(self) -> dict[str, dict[str, float]] | None:
+    def _beside_each(self, values: Mapping[str, float]) -> Iterator[str]:
+        """Each value with what bicubic and the teachers have."""
+        for key, value in values.items():
+            others = {name: measured.values[key] for name, measured in self.beside.items() if key in measured.values}
+            shown = ", ".join(f"{name} {other:.4f}" for name, other in others.items())
+            yield f"{key} {value:.4f}" + (f" ({shown})" if shown else "")
+
+    def _write_beside(self, log: MetricsLog | None) -> None:
+        """Write down, once, what bicubic and the teachers have."""
+        if log is None or self.progress.step > 0:
+            return
+        for name, measured in self.beside.items():
+            log.write(0, name, dict(measured.values))
+            log.images(0, self.folder.samples_of(name), f"{name}/", measured.samples)
+
+    def _warn(self, bar: tqdm, name: str, measured: Measured) -> None:
+        """Say, once, that a student is dead; what the last validation shows stays in ``warnings``."""
+        self.warnings[name], bicubic = [], self.beside.get("bicubic")
+        if measured.dead:
+            self.warnings[name].append(
+                f"the {name} is dead in part: {', '.join(measured.dead)} gave nothing but 0 for every image; a lower "
+                "optimizer.learning_rate, a longer schedule.warmup or optimizer.clip_grad_norm may help."
+            )
+        if bicubic is not None and not self.validation.is_better(measured.score, bicubic.score):
+            self.warnings[name].append(
+                f"the {name} is no better than bicubic upscaling: {measured.score:.4f} against {bicubic.score:.4f} "
+                f"({self.validation.judged_by})."
+            )
+        if measured.dead and name not in self._warned:
+            bar.write(f"warning: step {self.progress.step}: {self.warnings[name][0]}")
+            self._warned.add(name)
+
+    def _show_table(self, bar: tqdm) -> None:
+        """After the first few steps, show what each term contributes."""
+        if self._ledger is not None and self._ledger.has_table(self.progress.step, self.options.train.total_steps):
+            bar.write("\n".join(table_of(self._ledger.take(), list(self.run.task.terms))))
+
+    def _measure(self) -> dict[str, Measured] | None:
         scores = {}
         for name, average in self.averages.items():
             student = average.module
@@ -270,6 +334,8 @@ class Trainer:
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             state = {
+                "networks": {name: describe(student) for name, student in self.run.students.items()},
+                "given": self._given,
                 "students": {name: student.state_dict() for name, student in self.run.students.items()},
                 "averages": {name: average.state_dict() for name, average in self.averages.items()},
                 "helpers": self._helpers.state_dict(),

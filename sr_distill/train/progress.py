@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from ..contracts import Measured
 from ..models import SRModel
 
 
-@dataclass(frozen=True)
-class Validation:
+class Validation(Protocol):
     """How students are measured.
 
     Attributes:
-        judged_by: the set and the metric that decide which student is best.
-        measure: gives the metrics of a student by name; the first decides which student is best. None: the function it was given
-            said to stop.
-        higher_is_better: whether the best student has the highest value.
+        judged_by: the metric and the sets that decide which student is best.
     """
 
     judged_by: str
-    measure: Callable[[SRModel, Callable[[], bool]], dict[str, float] | None]
-    higher_is_better: bool = True
 
-    def is_better(self, score: float, best: float | None) -> bool:
-        """Whether a score beats the best one so far; a score that is no number is worse than any."""
-        if best is None or math.isnan(best):
-            return True
-        return score > best if self.higher_is_better else score < best
+    def measure(self, model: SRModel, stopped: Callable[[], bool]) -> Measured | None:
+        """Measure a student; None: the function it was given said to stop."""
+
+    def is_better(self, score: float, than: float) -> bool:
+        """Whether a score beats another; one that is no number is worse than any."""
 
 
 class Interrupted(Exception):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import is_temporary, write_text
 from ..options import RunOptions, dump_options, validate
 from .checkpoint import all_checkpoints, step_of
+from .lock import LOCK
 from .schedule import decay_start, learning_rate_at, weight_at
 
 # Options that may differ between a run and its continuation without a word (total_steps: see _jumps).
@@ -20,10 +23,15 @@ _HARMLESS = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.shares_every",
     "data.workers",
 )
+# Options that change no weight, but what is seen of it.
+_SAID = ("validation",)
 # Options without which the saved state does not fit.
 _FIXED = ("scale", "student", "peers")
+# What a run that never saved anything may have left.
+_LEFTOVERS = ("metrics.jsonl", "tensorboard", "validation", "checkpoints", "initial*.safetensors", "last*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class RunFolder:
 
     @property
     def options(self) -> Path:
-        """The resolved options."""
+        """The resolved options that the run was started with."""
         return self.path / "options.yml"
 
     @property
@@ -44,44 +52,120 @@ class RunFolder:
 
     def initial(self, name: str = "student") -> Path:
         """The student of this name before the first step."""
-        return self.path / ("initial.safetensors" if name == "student" else f"initial_{name}.safetensors")
+        return self._of("initial", name)
 
     def trained(self, name: str = "student") -> Path:
-        """The trained student of this name."""
+        """The student of this name that was best in validation; without one, the last."""
         return self.path / f"{name}.safetensors"
 
+    def last(self, name: str = "student") -> Path:
+        """The student of this name as it was at the last checkpoint."""
+        return self._of("last", name)
 
-def open_run(options: RunOptions, resume: bool) -> tuple[RunFolder, Path | None, list[str]]:
-    """Make or continue the folder of a run. A folder with nothing but options, of a run that never began, is taken anew.
+    def samples(self, step: int) -> Path:
+        """The folder of what students made of some validation images after ``step`` steps."""
+        return self.path / f"validation/step_{step:08d}"
+
+    def samples_of(self, name: str) -> Path:
+        """The folder of what bicubic or a teacher made of them."""
+        return self.path / "validation" / name
+
+    def _of(self, when: str, name: str) -> Path:
+        return self.path / (f"{when}.safetensors" if name == "student" else f"{when}_{name}.safetensors")
+
+    def write_options(self, options: RunOptions, step: int) -> None:
+        """Put down with what options the run goes on from ``step``; those that it was started with stay.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        text = dump_options(options)
+        if not self.options.exists():
+            write_text(self.options, text)
+        elif self.options.read_text(encoding="utf-8") != text:
+            write_text(self.path / f"options_from_step_{step:08d}.yml", text)
+
+
+def open_run(
+    options: RunOptions, resume: bool, allowed: Collection[str] = ()
+) -> tuple[RunFolder, Path | None, list[str]]:
+    """Find the folder of a run, to begin it or to go on; a run that never saved anything is begun anew. Writes no options yet.
+
+    Args:
+        allowed: keys of options that may have changed since the run was started.
 
     Returns:
         The folder, the checkpoint to go on from (None: from the start), and sentences to tell the user.
 
     Raises:
-        UserError: the folder is there already and ``resume`` is not asked for; or there is nothing to resume; or the
-            options changed so that the saved state does not fit.
+        UserError: the folder is there already and ``resume`` is not asked for; or there is nothing to resume; or an
+            option changed that is not allowed to.
     """
     folder = RunFolder(Path(options.output_dir) / options.name)
+    checkpoints = all_checkpoints(folder.checkpoints)
     if not resume:
-        if folder.path.exists() and any(path != folder.options for path in folder.path.iterdir()):
+        if checkpoints or _holds_other_things(folder):
             raise UserError(
                 f"{folder.path} is there already: continue it with --resume, choose another name (name=...), or delete the folder."
             )
-        write_text(folder.options, dump_options(options))
         return folder, None, []
     if not folder.options.exists():
         raise UserError(f"nothing to resume: there is no run in {folder.path}. Start it without --resume.")
     started = _started(folder)
-    checkpoint = _where_to_go_on(started, options, all_checkpoints(folder.checkpoints))
-    said = _compare(started, options, folder, checkpoint)
-    write_text(folder.options, dump_options(options))
+    checkpoint = _where_to_go_on(started, options, checkpoints)
+    said = _compare(started, options, folder, checkpoint, allowed)
     if checkpoint is None:
         said.append(f"{folder.checkpoints} holds no checkpoint yet: starting from step 0.")
     return folder, checkpoint, said
 
 
+def clear_leftovers(folder: RunFolder) -> None:
+    """Remove what a run left that never saved a checkpoint."""
+    for path in [folder.options, *(path for pattern in _LEFTOVERS for path in folder.path.glob(pattern))]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _holds_other_things(folder: RunFolder) -> bool:
+    """Whether there is something that a run without checkpoints does not leave."""
+    if not folder.path.is_dir():
+        return folder.path.exists()
+    known = {folder.options, folder.path / LOCK}
+    known |= {path for pattern in _LEFTOVERS for path in folder.path.glob(pattern)}
+    return any(path not in known and not is_temporary(path) for path in folder.path.iterdir())
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
+    """By key, in words, in what two mappings differ."""
+    keys = sorted(before.keys() | now.keys())
+    return {
+        key: f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    }
+
+
+def refuse_changes(found: Mapping[str, str], allowed: Collection[str], folder: Path) -> list[str]:
+    """Sentences about changes that are allowed.
+
+    Args:
+        found: by key, each change in words.
+        allowed: keys; one stands for all below it, as optimizer for optimizer.learning_rate.
+
+    Raises:
+        UserError: one is not.
+    """
+    refused = [key for key in found if not any(f"{key}.".startswith(f"{one}.") for one in allowed)]
+    if refused:
+        listed = "".join(f"\n  {found[key]}" for key in refused)
+        raise UserError(
+            f"{folder} is not the run that it was started as:{listed}\nIts result would be that of neither. Take these back, start a run "
+            f"of another name (name=...), or say that you mean it: --allow-changes {','.join([*allowed, *refused])}"
+        )
+    return [f"changed since the run was started: {change}." for change in found.values()]
+
+
 def _started(folder: RunFolder) -> RunOptions:
-    """The options that the run was started with, or went on with last."""
+    """The options that the run was started with."""
     try:
         tree = yaml.safe_load(folder.options.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -98,18 +182,17 @@ def _where_to_go_on(before: RunOptions, now: RunOptions, checkpoints: list[Path]
     return checkpoints[-1] if checkpoints else None
 
 
-def _compare(started: RunOptions, options: RunOptions, folder: RunFolder, checkpoint: Path | None) -> list[str]:
+def _compare(
+    started: RunOptions, options: RunOptions, folder: RunFolder, checkpoint: Path | None, allowed: Collection[str]
+) -> list[str]:
     """Sentences about options that differ from those the run was started with."""
-    before, now = _flat(started.model_dump(mode="json")), _flat(options.model_dump(mode="json"))
+    found = differences(*(_flat(one.model_dump(mode="json")) for one in (started, options)))
+    found = {key: change for key, change in found.items() if not key.startswith(_HARMLESS)}
+    unfit = [change for key, change in found.items() if key.split(".")[0] in _FIXED]
+    if unfit:
+        raise UserError(f"cannot resume {folder.path} with other options: {unfit[0]}.")
     said = [] if checkpoint is None else _jumps(started, options, step_of(checkpoint))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key) or key.startswith(_HARMLESS):
-            continue
-        change = f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-        if key.split(".")[0] in _FIXED:
-            raise UserError(f"cannot resume {folder.path} with other options: {change}.")
-        said.append(f"changed since the run was started: {change}.")
-    return said
+    return said + refuse_changes(found, [*allowed, *_SAID], folder.path)
 
 
 def _jumps(before: RunOptions, now: RunOptions, step: int) -> list[str]:

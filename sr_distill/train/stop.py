@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ class StopRequest:
                 raise KeyboardInterrupt
             if not self.asked:
                 self.asked, self._when = True, time.monotonic()
+                if os.environ.get("RANK", "0") == "0":  # written past Python's buffers, which this may have interrupted
+                    os.write(
+                        2, b"\nstopping after this step, or this image of a validation; Ctrl-C again does not save.\n"
+                    )
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

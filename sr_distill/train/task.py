@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from ..contracts import Batch, Prediction
 from ..features import Adapter, FeaturePair, Need, TappedModel
 from ..losses import feature_cache
 from ..models import SRModel
+from .shares import Ledger
 from .terms import Link, StepReader, Term
 
 
@@ -84,12 +86,14 @@ class DistillationTask(nn.Module):
         batch: Batch,
         teachers: Mapping[str, Prediction] | None = None,
         weights: Sequence[float] | None = None,
+        ledger: Ledger | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and terms for one batch; a term whose weight is 0 is not computed.
 
         Args:
             teachers: by name, what :meth:`needs` wants of them.
             weights: of the terms in this step; None: those of the options.
+            ledger: told what each term contributes, where this is a step in which that is measured.
         """
         weights = [term.loss.weight for term in self.terms] if weights is None else weights
         needs = self.needs(weights)
@@ -102,7 +106,12 @@ class DistillationTask(nn.Module):
         vgg_layers = frozenset().union(*(term.loss.vgg_layers for term, _ in active))
         with feature_cache(vgg_layers, self._autocast(batch.lr.device)):
             for term, weight in active:
-                value = term(step)
+                compute = functools.partial(term, step)
+                if ledger is None:
+                    value = compute()
+                else:
+                    own = list(self.students[term.student].parameters())
+                    value = ledger.measure(term, weight, compute, given[term.student], own)
                 values[term.label] = value.detach()
                 total = total + weight * value
         return total, values

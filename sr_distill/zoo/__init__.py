@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..files import find
 from ..models import SRModel, load_model
 from ..options import ArchitectureOptions
@@ -17,10 +17,10 @@ ZOO: dict[str, Path] = {path.stem: path for path in sorted(_FOLDER.glob("*.safet
 
 
 def open_model(name: str, scale: int | None = None, architecture: ArchitectureOptions | None = None) -> SRModel:
-    """Load the model that a user names: of the zoo, one of our files, or a published checkpoint.
+    """Load the model that a user names: of the zoo, one of our files, a training run, or a published checkpoint.
 
     Args:
-        name: a name of the zoo, or a path (also below SR_DISTILL_DATA).
+        name: a name of the zoo, or a path (also below SR_DISTILL_DATA) of a file or of the folder of a training run.
         scale: the scale that is wanted, None: whatever the file says.
         architecture: the network, for a checkpoint that does not tell.
 
@@ -35,9 +35,22 @@ def find_file(name: str) -> Path:
     if name in ZOO:
         return ZOO[name]
     try:
-        return find(name, "model")
+        path = find(name, "model")
     except UserError as error:
-        raise UserError(f"{error} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
+        near = did_you_mean(name, ZOO, cutoff=0.7)
+        raise UserError(f"{error}{near} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
+    return _of_run(path) if path.is_dir() else path
+
+
+def _of_run(folder: Path) -> Path:
+    """The student of a training run: the best in validation, else the last that was saved."""
+    for name in ("student.safetensors", "last.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{folder} is a folder with neither student.safetensors nor last.safetensors, so it is no training run that saved anything: "
+        "name a model file, or the folder of a run."
+    )
 
 
 def licence_of(name: str) -> str | None:

@@ -24,7 +24,7 @@ def write_options(work: Path, **change) -> Path:
         "device": "cpu",
         "output_dir": str(work / "out"),
         "student": {"type": "mobile_sr", "num_feat": 8, "num_block": 1},
-        "teacher": {"model": str(work / "teacher.safetensors")},
+        "teacher": {"model": str(work / "teacher.safetensors"), "check": False},  # of random weights
         "data": {
             "train": [{"hr": str(work / "photos")}],
             "lr_size": 16,
@@ -33,7 +33,7 @@ def write_options(work: Path, **change) -> Path:
         },
         "losses": [{"type": "l1"}, {"type": "l1", "against": "teacher", "weight": 0.5}],
         "train": {"total_steps": 6, "log_every": 2, "checkpoint_every": 3},
-        "validation": {"set": str(work / "set"), "every": 3},
+        "validation": {"sets": [str(work / "set")], "every": 3},
     } | change
     path = work / "options.yml"
     path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value is not None}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from sr_distill.export.runtime import signature_for, write
 from sr_distill.models import build_model
 from sr_distill.zoo import ZOO, open_model
 
-from ..conftest import natural_image, small, write_image
+from ..conftest import ROOT, natural_image, small, write_image
 
 pytestmark = pytest.mark.run
 
@@ -201,3 +203,29 @@ def test_a_file_tells_nothing_of_the_machine_that_made_it(precision, tmp_path):
     content = (tmp_path / "m.onnx").read_bytes()
     assert b'File "' not in content
     assert len(content) < 4 * _student().num_parameters + 40_000
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_runtime_leaves_signals_as_they_were(name):
+    """Two models that end in the order in which they began, and then a signal: what OpenVINO's engines left killed the process."""
+    _installed(name)
+    code = f"""
+import faulthandler, gc, os, signal, time, torch
+faulthandler.enable()
+from sr_distill.export import in_runtime
+from sr_distill.zoo import open_model
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+first, second = (in_runtime(open_model("{STUDENT}"), "{name}") for _ in range(2))
+for model in (first, second):
+    model(torch.rand(1, 3, 16, 16))
+del model, first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+time.sleep(0.1)
+assert heard == [1]
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ CHANGES = {
     "train.log_every": 1,
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 1,
-    "validation.set": "{work}/set2",
+    "validation.sets": ["{work}/set2"],
     "validation.every": 2,
     "validation.metrics": ["psnr_rgb"],
     "validation": None,

@@ -76,7 +76,7 @@ def test_starting_from_a_model_file(work):
     [
         ({"scale": 4}, "network for scale 2, but scale 4 is asked for"),
         ({"teacher": {"model": "none.pth"}}, "model not found: none.pth"),
-        ({"validation": {"set": "Set99"}}, "there is no set 'Set99'"),
+        ({"validation": {"sets": ["Set99"]}}, "there is no set 'Set99'"),
         (
             {"student": {"type": "rrdbnet"}, "scale": 3, "teacher": None, "losses": [{"type": "l1"}]},
             "cannot be built for scale 3",

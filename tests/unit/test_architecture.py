@@ -17,6 +17,7 @@ ORDER = [
     "files",
     "devices",
     "console",
+    "callable",
     "contracts",
     "plugins",
     "registry",
@@ -30,7 +31,9 @@ ORDER = [
     "train",
     "distiller",
     "evaluate",
+    "training",
     "export",
+    "api",
     "cli",
 ]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))

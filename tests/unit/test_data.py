@@ -35,7 +35,7 @@ from sr_distill.data import (
 from sr_distill.data.color import with_luma_of
 from sr_distill.data.crops import _dihedral
 from sr_distill.data.hashes import FileHashes
-from sr_distill.data.images import list_images, open_image, read_rgb, to_rgb, to_tensor, to_uint8, write_png
+from sr_distill.data.images import list_images, open_image, read_rgb, to_pixels, to_rgb, to_tensor, to_uint8, write_png
 from sr_distill.errors import UserError
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.options.schema import SourceOptions
@@ -260,8 +260,9 @@ def test_only_what_is_new_is_decoded(tmp_path, decoded):
 def test_another_lr_file_makes_another_pair(tmp_path, decoded):
     source = _photos(tmp_path, 1)
     both = SourceOptions(hr=source.hr, lr=str(tmp_path / "lr"))
-    for seed in (5, 6):
-        lr = natural_image(35, 41, seed=seed)
+    right = to_pixels(downscale_to_uint8(to_tensor(read_rgb(tmp_path / "photos/p0.png"))[:, :70, :82], 2))
+    for change in (0, 1):
+        lr = right // (1 + change)
         write_image(tmp_path / "lr/p0x2.png", lr)
         np.testing.assert_array_equal(open_pairs([both], 2, 16, tmp_path / "cache", "stop").lr[0], lr)
     assert decoded == ["p0.png", "p0x2.png"] * 2
@@ -284,7 +285,7 @@ def test_downscale_first(tmp_path):
 
 def test_lr_folder_is_used_and_checked(tmp_path):
     source = _photos(tmp_path, 2)
-    lr = natural_image(35, 41, seed=5)
+    lr = to_pixels(downscale_to_uint8(to_tensor(read_rgb(tmp_path / "photos/p0.png"))[:, :70, :82], 2)) // 2
     write_image(tmp_path / "lr/p0x2.png", lr)
     write_image(tmp_path / "lr/p1x2.png", lr[:-1])
     both = SourceOptions(hr=source.hr, lr=str(tmp_path / "lr"))
@@ -293,6 +294,55 @@ def test_lr_folder_is_used_and_checked(tmp_path):
     store = open_pairs([both], 2, 16, tmp_path / "cache", "skip")
     assert store.names == ["p0.png"]
     np.testing.assert_array_equal(store.lr[0], lr)
+
+
+def test_lr_of_other_pictures_is_refused(tmp_path):
+    """Names and sizes fit, and the pictures are mirrored, or those of other photos."""
+    source = _photos(tmp_path, 3)
+    both = SourceOptions(hr=source.hr, lr=str(tmp_path / "lr"))
+    for change in ("mirrored", "of others"):
+        for index in range(3):
+            photo = to_tensor(read_rgb(tmp_path / f"photos/p{index}.png"))[:, :70, :82]
+            lr = to_pixels(downscale_to_uint8(photo, 2))
+            other = to_pixels(downscale_to_uint8(to_tensor(natural_image(70, 82, seed=50 + index)), 2))
+            write_image(tmp_path / f"lr/p{index}x2.png", lr[:, ::-1] if change == "mirrored" else other)
+        with pytest.raises(UserError, match=r"lr: these LR images are not those of their HR photos"):
+            open_pairs([both], 2, 16, tmp_path / "cache", "stop")
+
+
+def test_files_that_are_no_images_are_counted_and_named(tmp_path):
+    source = _photos(tmp_path, 2)
+    for name in ("a.gif", "b.avif", ".hidden.txt"):
+        (tmp_path / "photos" / name).touch()
+    store = open_pairs([source], 2, 16, tmp_path / "cache", "stop")
+    assert len(store.names) == 2
+    assert len(store.skipped) == 1
+    assert "2 file(s) there are not read as images (a.gif, b.avif)" in store.skipped[0]
+
+
+def test_stored_images_that_were_damaged_are_made_anew(tmp_path, decoded):
+    source = _photos(tmp_path, 2)
+    store = open_pairs([source], 2, 16, tmp_path / "cache", "stop")
+    before = [store.hr[index].copy() for index in range(2)]
+    decoded.clear()
+    (shard,) = (tmp_path / "cache/images").glob("*.bin")
+    content = bytearray(shard.read_bytes())
+    content[:5000] = bytes(5000)  # the size stays, and the index says nothing of it
+    shard.write_bytes(content)
+    store = open_pairs([source], 2, 16, tmp_path / "cache", "stop")
+    for index in range(2):
+        np.testing.assert_array_equal(store.hr[index], before[index])
+    assert len(decoded) == 1
+
+
+def test_a_damaged_memory_of_hashes_and_a_missing_shard_are_made_anew(tmp_path, decoded):
+    source = _photos(tmp_path, 1)
+    open_pairs([source], 2, 16, tmp_path / "cache", "stop")
+    (tmp_path / "cache/hashes.json").write_text('{"half a li')
+    (shard,) = (tmp_path / "cache/images").glob("*.bin")
+    shard.unlink()
+    assert open_pairs([source], 2, 16, tmp_path / "cache", "stop").hr[0].shape == (70, 82, 3)
+    assert decoded == ["p0.png", "p0.png"]
 
 
 def test_unusable_photos_stop_or_are_skipped_by_name(tmp_path):

@@ -13,7 +13,7 @@ from sr_distill import losses
 from sr_distill.losses import contrastive, frequency, hard_soft, rkd, soft_target, spatial_affinity
 from sr_distill.losses.feature_cache import VGG19_LAYERS
 
-from ..conftest import ROOT
+from ..conftest import ROOT, vgg_mean
 
 REFERENCE = json.loads((ROOT / "tests/reference/distillation_losses.json").read_text())
 FUNCTIONS = {name for name in losses.__all__ if name.islower()} - {"feature_cache", "register_loss"}
@@ -238,7 +238,8 @@ def test_contrastive_equals_the_formula_on_torchvision_features(random_backbones
         "relu4_1": 1 / 4,
         "relu5_1": 1.0,
     }.items():
-        a, b, n = (vgg[: VGG19_LAYERS[name] + 1]((x - mean) / std) for x in (sr, teacher, negatives))
+        size = vgg_mean(vgg, VGG19_LAYERS[name])
+        a, b, n = (vgg[: VGG19_LAYERS[name] + 1]((x - mean) / std) / size for x in (sr, teacher, negatives))
         far = sum((n[k] - a).abs() for k in range(3)).mean()
         expected = expected + weight * (a - b.detach()).abs().mean() / (far + 1e-7)
     got = contrastive(sr, teacher, negatives)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -208,17 +210,23 @@ def test_transparency_is_kept(model, tmp_path):
 
 
 def test_outputs_never_overwrite_each_other(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "a.jpg", "sub/a.png", "b.png")]
-    out = output_paths(files, tmp_path, tmp_path / "out", 4)
+    files = {tmp_path / name: Path(name) for name in ("a.png", "a.jpg", "sub/a.png", "b.png")}
+    out = output_paths(files, tmp_path / "out", 4).values()
     names = [path.relative_to(tmp_path / "out").as_posix() for path in out]
     assert names == ["a_png_x4.png", "a_jpg_x4.png", "sub/a_x4.png", "b_x4.png"]
 
 
 def test_inputs(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        find_inputs(tmp_path / "none.png")
+        find_inputs([tmp_path / "none.png"])
     with pytest.raises(UserError, match="no image found"):
-        find_inputs(tmp_path)
+        find_inputs([tmp_path])
+    write_image(tmp_path / "a.png", natural_image(8, 8))
+    (tmp_path / "b.gif").touch()
+    (tmp_path / "c.jp2").touch()
+    files, notes = find_inputs([tmp_path, tmp_path / "a.png"])
+    assert list(files.values()) == [Path("a.png")]
+    assert "2 file(s) there are not read as images (b.gif, c.jp2)" in notes[0]
 
 
 @pytest.fixture

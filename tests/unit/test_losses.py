@@ -12,7 +12,7 @@ import torchvision
 from sr_distill.contracts import Batch, Prediction
 from sr_distill.data import luma
 from sr_distill.errors import UserError
-from sr_distill.features import backbones
+from sr_distill.features import backbones, vgg19_features
 from sr_distill.losses import (
     LOSSES,
     LossInputs,
@@ -27,7 +27,7 @@ from sr_distill.losses import (
 from sr_distill.losses.feature_cache import VGG19_LAYERS
 from sr_distill.models import build_model
 
-from ..conftest import Objective, small, terms
+from ..conftest import Objective, small, terms, vgg_mean
 
 
 def _pair(*shape):
@@ -102,10 +102,29 @@ def test_perceptual_equals_torchvision_feature_extraction(random_backbones, dist
     hr = torch.rand(2, 3, 32, 40)
     maps_sr, maps_hr = extract(normalise(sr)), extract(normalise(hr))
     compare = F.l1_loss if distance == "l1" else F.mse_loss
-    expected = sum(w * compare(maps_sr[n], maps_hr[n]) for w, n in zip((0.5, 1.0, 2.0), "abc"))
+    means = {name: vgg_mean(vgg.features, int(node.split(".")[1])) for node, name in nodes.items()}
+    expected = sum(w * compare(maps_sr[n] / means[n], maps_hr[n] / means[n]) for w, n in zip((0.5, 1.0, 2.0), "abc"))
     got = perceptual(sr, hr, layers, distance)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr), atol=1e-8, rtol=1e-3)
+
+
+def test_a_vgg_file_of_another_scale_gives_the_same_losses(random_backbones):
+    """Caffe's weights make maps some hundred times as large: the same network but for that factor must give the same number."""
+    sr, hr, layers = (
+        torch.rand(1, 3, 32, 32),
+        torch.rand(1, 3, 32, 32),
+        {"conv1_2": 1.0, "relu3_4": 0.1, "conv4_1": 1.0},
+    )
+    before = perceptual(sr, hr, layers)
+    with torch.no_grad():
+        for layer in random_backbones["vgg19"].features:
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight.mul_(1.7)
+                layer.bias.mul_(1.7)
+    vgg19_features.cache_clear()
+    assert perceptual(sr, hr, layers).item() == pytest.approx(before.item(), rel=1e-4)
+    assert vgg19_features().source == "random weights"
 
 
 def test_perceptual_without_layers_takes_those_of_the_options(random_backbones):

@@ -162,8 +162,8 @@ def test_wrong_overrides_are_named(tmp_path, override, expected):
 
 
 def test_overrides_reach_lists_and_absent_sections(tmp_path):
-    options = load_options(_write(tmp_path, MINIMAL), ["losses.0.weight=0.5", "validation.set=Set5", "name=other"])
-    assert (options.losses[0].weight, options.validation.set, options.name) == (0.5, "Set5", "other")
+    options = load_options(_write(tmp_path, MINIMAL), ["losses.0.weight=0.5", "validation.sets=[Set5]", "name=other"])
+    assert (options.losses[0].weight, options.validation.sets, options.name) == (0.5, ["Set5"], "other")
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "we
             "both parts of rkd",
         ),
         ({"losses": [{"type": "perceptual", "layers": {"conv1_1": 0.0}}]}, "losses.0.layers.conv1_1"),
-        ({"validation": {"set": "embedded", "metrics": ["psnr_y", "psnr_y"]}}, "psnr_y is there more than once"),
+        ({"validation": {"sets": ["embedded"], "metrics": ["psnr_y", "psnr_y"]}}, "psnr_y is there more than once"),
         (
             {"teachers": TEACHERS, "losses": [{"type": "l1", "against": "teacher", "teacher": n} for n in "ab"]},
             "weight of the teacher 'b' has no effect",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sr_distill.errors import UserError
 from sr_distill.infer import output_paths, upscale
 from sr_distill.models import ModelSpec, SRModel
 
@@ -62,8 +63,29 @@ def test_tiles_unless_told_otherwise(upscaled):
 
 
 def test_names_of_results(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "a.jpg", "b.c.png", "deep/a.png")]
+    out = Path("out")
+    names = {tmp_path / name: Path(name) for name in ("a.png", "a.jpg", "b.c.png", "deep/a.png")}
     expected = ["a_png_x3.png", "a_jpg_x3.png", "b.c_x3.png", "deep/a_x3.png"]
-    assert output_paths(files, tmp_path, Path("out"), 3) == [Path("out") / name for name in expected]
-    alone = tmp_path / "deep" / "a.png"
-    assert output_paths([alone], alone, Path("out"), 4) == [Path("out/a_x4.png")]
+    assert list(output_paths(names, out, 3).values()) == [out / name for name in expected]
+    from_two_folders = {Path("one/a.png"): Path("a.png"), Path("two/a.png"): Path("a.png")}
+    assert list(output_paths(from_two_folders, out, 4).values()) == [out / "a_png_x4.png", out / "a_png_x4_2.png"]
+
+
+def test_a_result_may_be_named(tmp_path):
+    alone = {tmp_path / "a.jpg": Path("a.jpg")}
+    assert output_paths(alone, tmp_path / "large.png", 4) == {tmp_path / "a.jpg": tmp_path / "large.png"}
+    with pytest.raises(UserError, match=r"one file, and there are 2 images"):
+        output_paths({**alone, tmp_path / "b.jpg": Path("b.jpg")}, tmp_path / "large.png", 4)
+    with pytest.raises(UserError, match="results are PNG files"):
+        output_paths(alone, tmp_path / "large.jpg", 4)
+    itself = {tmp_path / "a.png": Path("a.png")}
+    with pytest.raises(UserError, match="is the image itself"):
+        output_paths(itself, tmp_path / "a.png", 4)
+
+
+def test_what_an_earlier_run_made_in_the_same_folder_is_left_alone(tmp_path):
+    for name in ("a.png", "a_x4.png", "b_x4.png"):
+        (tmp_path / name).touch()
+    names = {tmp_path / name: Path(name) for name in ("a.png", "a_x4.png", "b_x4.png")}
+    assert list(output_paths(names, tmp_path, 4)) == [tmp_path / "a.png", tmp_path / "b_x4.png"]
+    assert len(output_paths(names, tmp_path / "out", 4)) == 3

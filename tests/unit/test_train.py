@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
+import subprocess
 import threading
 
 import pytest
@@ -16,7 +18,7 @@ from sr_distill.errors import UserError
 from sr_distill.files import atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.optimisation import ScheduleOptions
-from sr_distill.train import Validation, open_run
+from sr_distill.train import clear_leftovers, locked, open_run
 from sr_distill.train.average import averaged
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from sr_distill.train.log import MetricsLog
@@ -231,39 +233,99 @@ def _options(tmp_path, **change):
     return validate(RunOptions, MINIMAL | {"output_dir": str(tmp_path)} | change, "test")
 
 
+def _started(tmp_path, **change):
+    """The folder of a run that was started with these options."""
+    options = _options(tmp_path, **change)
+    folder, *_ = open_run(options, resume=False)
+    folder.write_options(options, 0)
+    return folder
+
+
 def test_a_run_folder_is_never_overwritten(tmp_path):
     folder, checkpoint, said = open_run(_options(tmp_path), resume=False)
     assert (folder.path, checkpoint, said) == (tmp_path / "test", None, [])
-    open_run(_options(tmp_path), resume=False)  # a run that never began is no loss
-    (folder.path / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match="is there already: continue it with --resume"):
-        open_run(_options(tmp_path), resume=False)
+    assert not folder.path.exists()
+    folder = _started(tmp_path)
+    for leftover in ("metrics.jsonl", "initial.safetensors", "last_peer_1.safetensors"):
+        (folder.path / leftover).touch()
+    open_run(_options(tmp_path), resume=False)  # a run that never saved anything is no loss
+    clear_leftovers(folder)
+    assert list(folder.path.iterdir()) == []
+    for name in ("mine.txt", "checkpoints/step_00000005.pt"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).touch()
+        with pytest.raises(UserError, match="is there already: continue it with --resume"):
+            open_run(_options(tmp_path), resume=False)
+        (folder.path / name).unlink()
 
 
-def test_resume_finds_the_checkpoint_and_tells_what_changed(tmp_path):
+def test_resume_finds_the_checkpoint_and_refuses_what_changed(tmp_path):
     with pytest.raises(UserError, match="nothing to resume"):
         open_run(_options(tmp_path), resume=True)
     rate = {"optimizer": {"learning_rate": 1e-3}}
-    folder, *_ = open_run(_options(tmp_path, **rate), resume=False)
+    folder = _started(tmp_path, **rate)
     assert "no checkpoint yet" in open_run(_options(tmp_path, **rate), resume=True)[2][0]
     path = save_checkpoint(folder.checkpoints, 5, {}, 1)
-    change = {"losses": [{"type": "charbonnier"}], "train": {"total_steps": 99}, **rate}
-    _, checkpoint, said = open_run(_options(tmp_path, **change), resume=True)
+    longer = {"train": {"total_steps": 99}, **rate}
+    _, checkpoint, said = open_run(_options(tmp_path, **longer), resume=True)
     assert checkpoint == path
-    assert any("losses.0.type was 'l1', is now 'charbonnier'" in line for line in said)
-    assert any(
-        "total_steps was 10, is now 99: at step 5 the learning rate jumps from 0.000505 to 0.000994" in x for x in said
-    )
-    steady = {"schedule": {"type": "wsd"}}
-    folder, *_ = open_run(_options(tmp_path, name="steady", **steady), resume=False)
+    assert ["at step 5 the learning rate jumps from 0.000505 to 0.000994" in line for line in said] == [True]
+    folder = _started(tmp_path, name="steady", schedule={"type": "wsd"})
     save_checkpoint(folder.checkpoints, 5, {}, 1)
-    longer = _options(tmp_path, name="steady", train={"total_steps": 99}, **steady)
+    longer = _options(tmp_path, name="steady", train={"total_steps": 99}, schedule={"type": "wsd"})
     assert open_run(longer, resume=True)[2] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"losses": [{"type": "charbonnier"}]}, "losses.0.type"),
+        ({"seed": 3}, "seed"),
+        ({"optimizer": {"learning_rate": 0.3}}, "optimizer.learning_rate"),
+        ({"data": MINIMAL["data"] | {"batch_size": 2}}, "data.batch_size"),
+    ],
+)
+def test_what_changes_the_result_is_refused_unless_it_is_meant(tmp_path, change, key):
+    folder = _started(tmp_path)
+    save_checkpoint(folder.checkpoints, 5, {}, 1)
+    options = _options(tmp_path, **change)
+    with pytest.raises(UserError, match=rf"(?s){key} was .*--allow-changes {key}"):
+        open_run(options, resume=True)
+    for allowed in (key, key.split(".")[0]):
+        assert key in open_run(options, resume=True, allowed=[allowed])[2][0]
+    with pytest.raises(UserError):
+        open_run(options, resume=True, allowed=["schedule"])
+    folder.write_options(options, 5)
+    assert sorted(path.name for path in folder.path.glob("*.yml")) == ["options.yml", "options_from_step_00000005.yml"]
+    with pytest.raises(UserError):  # compared with the start, not with the last time
+        open_run(options, resume=True)
+
+
+def test_one_process_trains_in_a_folder_at_a_time(tmp_path):
+    with locked(tmp_path / "run"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* trains there"), locked(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run/running.json").exists()
+    assert not (tmp_path / "run/running.json").exists()
+
+
+def test_the_lock_of_a_process_that_is_gone_does_not_count(tmp_path):
+    done = subprocess.Popen(["true"])
+    done.wait()
+    host = socket.gethostname()
+    for owner in ({"host": host, "pid": done.pid, "since": 1.0}, {"host": host, "pid": os.getpid(), "since": 1.0}):
+        (tmp_path / "running.json").write_text(json.dumps(owner))
+        with locked(tmp_path):
+            pass
+    for owner in ('{"host": "elsewhere", "pid": 1, "since": 1.0}', "half a"):
+        (tmp_path / "running.json").write_text(owner)
+        with pytest.raises(UserError, match=r"if it is not running any more, delete .*running\.json"), locked(tmp_path):
+            pass
 
 
 def test_a_wsd_run_is_prolonged_from_before_its_decay(tmp_path):
     plan = {"schedule": {"type": "wsd", "decay": 0.5}}
-    folder, *_ = open_run(_options(tmp_path, **plan, train={"total_steps": 20}), resume=False)
+    folder = _started(tmp_path, **plan, train={"total_steps": 20})
     for step in (4, 8, 10, 14, 16, 20):
         save_checkpoint(folder.checkpoints, step, {}, keep=2, spare=10)
     assert [path.name[-6:-3] for path in sorted(folder.checkpoints.iterdir())] == ["010", "016", "020"]
@@ -274,7 +336,7 @@ def test_a_wsd_run_is_prolonged_from_before_its_decay(tmp_path):
 
 
 def test_a_run_that_is_done_says_nothing_of_rates(tmp_path):
-    folder, *_ = open_run(_options(tmp_path), resume=False)
+    folder = _started(tmp_path)
     save_checkpoint(folder.checkpoints, 10, {}, keep=2)
     assert open_run(_options(tmp_path, train={"total_steps": 4}), resume=True)[2] == []
 
@@ -302,25 +364,10 @@ def test_processes_agree_every_few_steps_and_where_other_steps_follow():
     assert agreement.reached(3)
 
 
-@pytest.mark.parametrize(
-    ("score", "best", "higher", "lower"),
-    [
-        (1.0, None, True, True),
-        (2.0, 1.0, True, False),
-        (1.0, 1.0, False, False),
-        (math.nan, 1.0, False, False),
-        (1.0, math.nan, True, True),
-    ],
-)
-def test_which_score_is_better(score, best, higher, lower):
-    assert Validation("x", None, True).is_better(score, best) == higher
-    assert Validation("x", None, False).is_better(score, best) == lower
-
-
 def test_resume_tells_which_weights_jump(tmp_path):
     fading = {"type": "l1", "name": "fades", "weight": 2.0, "schedule": {"decay_to": 0.0}}
     change = {"losses": [{"type": "l1"}, fading], "schedule": {"type": "constant"}}
-    folder, *_ = open_run(_options(tmp_path, **change), resume=False)
+    folder = _started(tmp_path, **change)
     save_checkpoint(folder.checkpoints, 5, {}, 1)
     said = open_run(_options(tmp_path, **change, train={"total_steps": 20}), resume=True)[2]
     assert said == ["with it, the weight of fades jumps from 1 to 1.5."]
