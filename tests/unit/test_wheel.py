@@ -68,11 +68,13 @@ def test_the_wheel_has_the_examples(wheel):
 
 
 def test_the_metadata(wheel):
-    """Pip reads them."""
+    """pip reads them: on which Python, what else, under which licence."""
     archive = zipfile.ZipFile(wheel)
     text = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode()
     metadata = email.message_from_string(text)
+    assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
+    assert 'basicsr<1.5,>=1.4.2; python_version < "3.13"' in metadata.get_all("Requires-Dist")
 
 
 def test_what_is_installed_knows_its_data(wheel, tmp_path):
@@ -93,3 +95,11 @@ def test_a_checkout_is_its_own_example(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "__file__", str(tmp_path / "site/sr_distill/files.py"))
     with pytest.raises(UserError, match="without its example options"):
         files.examples()
+
+
+def test_the_version_of_basicsr_can_be_read():
+    """In its setup.py, on every Python, while scripts/venv.sh builds it."""
+    code = "def version():\n exec('found = 1.4')\n return locals()['found']\nprint(version())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts/build_basicsr")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1.4\n"
