@@ -47,6 +47,19 @@ def find(path: str | Path, what: str) -> Path:
     raise UserError(f"{what} not found: {path}; looked for {', '.join(str(p) for p in places)}{hint}.")
 
 
+def examples() -> Path:
+    """The folder that has ``options/`` (with ``schema.json``) and ``datasets/``: of the checkout, or as installed from a wheel.
+
+    Raises:
+        UserError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "examples", package.parent):
+        if (folder / "options" / "schema.json").is_file():
+            return folder
+    raise UserError(f"{package} was installed without its example options: install the wheel of sr-distill again.")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; on success it is renamed to ``path``.

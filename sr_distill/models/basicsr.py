@@ -37,7 +37,9 @@ def import_basicsr(module: str) -> types.ModuleType:
         return importlib.import_module(f"basicsr.{module}")
     except ImportError as error:
         raise UserError(
-            f"the package basicsr cannot be imported ({error}): install it as in requirements.txt; it needs Python 3.10-3.12."
+            f"the package basicsr cannot be imported ({error}). The networks edsr (edsr_x4 of the zoo), rcan, rrdbnet, swinir, msrresnet and "
+            "compact and the metric niqe are from it. Install it as in requirements.txt; on Python 3.13 and newer pip alone cannot build it: "
+            "bash scripts/venv.sh in a clone of sr_distill does, or take Python 3.10-3.12."
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Literal
 
 import pytest
@@ -166,6 +167,16 @@ def test_a_luma_student_leaves_chroma_to_bicubic(name):
 )
 def test_published_numbers_of_parameters(tree, scale, parameters):
     assert build_model(architecture(**tree), scale).num_parameters == parameters
+
+
+def test_without_basicsr_its_networks_say_so(monkeypatch):
+    """pip alone installs none on Python 3.13 and newer."""
+    monkeypatch.setitem(sys.modules, "basicsr.archs.edsr_arch", None)
+    with pytest.raises(UserError, match=r"pip alone cannot build it: bash scripts/venv.sh") as error:
+        build_model(architecture(type="edsr"), 4)
+    theirs = [name for name, entry in ARCHITECTURES.items() if entry.__module__ == "sr_distill.models.basicsr"]
+    assert len(theirs) == 6
+    assert not [name for name in [*theirs, "niqe"] if name not in str(error.value)]
 
 
 def test_ecbsr_equals_basicsr_in_value_and_gradient():
