@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = [*models, *([teacher] if teacher else [])]
     remarks = [*_remarks(sets, args.scale, results), *([missing] if missing else [])]
     profiles = {} if args.out is None or args.no_profile else _profiles(shown[1:], [*opened, args.teacher], device)
-    report = Report(args.scale, metrics, results, profiles, remarks)
+    report = Report(args.scale, metrics, results, profiles, remarks, teacher.spec.name if teacher else None)
     print(format_table(report, per_image=not args.brief))
     print()
     for line in [*report.protocol, *remarks]:

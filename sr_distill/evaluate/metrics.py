@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -19,10 +20,31 @@ from .measures import ImagePair
 LPIPS_BACKBONES = ("alex", "squeeze", "vgg")
 
 
+@dataclass(frozen=True)
+class Heading:
+    """What people call a measure, as in "PSNR on luma, dB, higher is better"."""
+
+    title: str
+    unit: str = ""
+    higher_is_better: bool = True
+
+    @property
+    def remark(self) -> str:
+        """What stands behind the title: unit and direction."""
+        direction = "higher is better" if self.higher_is_better else "lower is better"
+        return f"{self.unit}, {direction}" if self.unit else direction
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+
 class Metric(Options):
     """One measure of an image against another, or of an image alone; the first sentence of the docstring stands in reports.
 
     Attributes:
+        title: what people call it, in the headings and plots of the report; its label where there is none.
+        unit: of its values, as in dB.
         higher_is_better: False for distances.
         digits: decimals in a table.
         cuts_border: whether ``measure`` leaves out a border of ``scale`` pixels, as the label then says (psnr_y_b4).
@@ -30,6 +52,8 @@ class Metric(Options):
 
     type: str = Field(description="Name of the metric.")
 
+    title: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     digits: ClassVar[int] = 3
     cuts_border: ClassVar[bool] = False
@@ -64,6 +88,11 @@ class ScaledMetric:
         """What it is, in a sentence."""
         what = " ".join((self.metric.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
         return f"{what}, a border of {self.scale} cut off." if self.metric.cuts_border else f"{what}."
+
+    @property
+    def heading(self) -> Heading:
+        """What people call it."""
+        return Heading(self.metric.title or self.label, self.metric.unit, self.higher_is_better)
 
     @property
     def higher_is_better(self) -> bool:
@@ -131,6 +160,8 @@ class PSNRY(Metric):
 
     type: Literal["psnr_y"] = Field(description="Name of the metric.")
 
+    title = "PSNR on luma"
+    unit = "dB"
     cuts_border = True
 
     def measure(self, pair: ImagePair, scale: int) -> Tensor:
@@ -144,6 +175,8 @@ class PSNRRGB(Metric):
 
     type: Literal["psnr_rgb"] = Field(description="Name of the metric.")
 
+    title = "PSNR on RGB"
+    unit = "dB"
     cuts_border = True
 
     def measure(self, pair: ImagePair, scale: int) -> Tensor:
@@ -157,6 +190,7 @@ class SSIMY(Metric):
 
     type: Literal["ssim_y"] = Field(description="Name of the metric.")
 
+    title = "SSIM on luma"
     digits = 4
     cuts_border = True
 
@@ -171,6 +205,7 @@ class SSIMRGB(Metric):
 
     type: Literal["ssim_rgb"] = Field(description="Name of the metric.")
 
+    title = "SSIM on RGB"
     digits = 4
     cuts_border = True
 
@@ -188,7 +223,7 @@ class _LPIPS(Metric):
 
 
 @register_metric
-class LPIPS(Metric):
+class AnyLPIPS(Metric):
     """LPIPS v0.1 with the first backbone of alex, squeeze and vgg whose weights are on this machine."""
 
     type: Literal["lpips"] = Field(description="Name of the metric.")
@@ -213,12 +248,16 @@ class LPIPSAlex(_LPIPS):
 
     type: Literal["lpips_alex"] = Field(description="Name of the metric.")
 
+    title = "LPIPS (AlexNet)"
+
 
 @register_metric
 class LPIPSSqueeze(_LPIPS):
     """LPIPS v0.1, backbone squeeze, on the whole RGB image."""
 
     type: Literal["lpips_squeeze"] = Field(description="Name of the metric.")
+
+    title = "LPIPS (SqueezeNet)"
 
 
 @register_metric
@@ -227,6 +266,8 @@ class LPIPSVGG(_LPIPS):
 
     type: Literal["lpips_vgg"] = Field(description="Name of the metric.")
 
+    title = "LPIPS (VGG)"
+
 
 @register_metric
 class NIQE(Metric):
@@ -234,6 +275,7 @@ class NIQE(Metric):
 
     type: Literal["niqe"] = Field(description="Name of the metric.")
 
+    title = "NIQE"
     higher_is_better = False
     cuts_border = True
 

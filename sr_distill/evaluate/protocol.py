@@ -15,7 +15,7 @@ from ..devices import is_out_of_memory
 from ..errors import ImageError, UserError
 from ..models import SRModel, upscale_uint8
 from .measures import ImagePair, psnr_of_luma, psnr_y
-from .metrics import ScaledMetric, make_metric
+from .metrics import Heading, ScaledMetric, make_metric
 from .sets import BenchmarkImage, BenchmarkSet, open_set
 
 AGREEMENT = "psnr_y_to_teacher"
@@ -24,12 +24,27 @@ AGREEMENT = "psnr_y_to_teacher"
 LUMA_OUTPUT = "psnr_of_luma_output"
 """The label of the PSNR of what a luma network itself puts out."""
 
+
+@dataclass(frozen=True)
+class Extra:
+    """What is measured beside the metrics, on some models only: what people call it, and its sentence."""
+
+    heading: Heading
+    text: str
+
+
 EXTRAS = {
-    LUMA_OUTPUT: "PSNR of what a luma network itself puts out, Y rounded to 8 bits, against HR's Y rounded to 8 bits, as papers on luma "
-    "networks print it; psnr_y is that of the RGB image that a user gets; a border of {scale} cut off.",
-    AGREEMENT: "PSNR-Y of the output against the teacher's output, a border of {scale} cut off.",
+    LUMA_OUTPUT: Extra(
+        Heading("PSNR of the luma output", "dB"),
+        "PSNR of what a luma network itself puts out, Y rounded to 8 bits, against HR's Y rounded to 8 bits, as papers on luma "
+        "networks print it; psnr_y is that of the RGB image that a user gets; a border of {scale} cut off.",
+    ),
+    AGREEMENT: Extra(
+        Heading("PSNR to the teacher", "dB"),
+        "PSNR-Y of the output against the teacher's output, a border of {scale} cut off.",
+    ),
 }
-"""What is measured beside the metrics, on some models only, by label, with its sentence."""
+"""Every extra by its label."""
 
 
 def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], extras: Sequence[str] = ()) -> list[str]:
@@ -42,7 +57,7 @@ def describe_protocol(scale: int, metrics: Sequence[ScaledMetric], extras: Seque
             for metric in metrics
         ),
     ]
-    return lines + [f"{extra}: {EXTRAS[extra].format(scale=scale)}" for extra in extras]
+    return lines + [f"{extra}: {EXTRAS[extra].text.format(scale=scale)}" for extra in extras]
 
 
 @dataclass(frozen=True)

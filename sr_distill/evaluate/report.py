@@ -12,7 +12,7 @@ from typing import Any
 
 from ..console import format_columns
 from ..files import write_json, write_text
-from .metrics import ScaledMetric
+from .metrics import Heading, ScaledMetric
 from .profile import Profile
 from .protocol import AGREEMENT, EXTRAS, SetResult, describe_protocol
 
@@ -27,6 +27,7 @@ class Report:
         results: one for each model and set.
         profiles: size and speed of the models, by name; may be empty.
         remarks: sentences about the sets.
+        teacher: name of the model that the others are compared with, if there is one.
     """
 
     scale: int
@@ -34,12 +35,38 @@ class Report:
     results: Sequence[SetResult]
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    teacher: str | None = None
 
     @property
     def labels(self) -> list[str]:
         """Labels of the columns: the metrics, and what else was measured on some of the models."""
         measured = {label for result in self.results for score in result.scores for label in score.values}
         return [metric.label for metric in self.metrics] + [label for label in EXTRAS if label in measured]
+
+    @property
+    def headings(self) -> dict[str, Heading]:
+        """What people call the columns, by label."""
+        known = {metric.label: metric.heading for metric in self.metrics}
+        return {label: known[label] if label in known else EXTRAS[label].heading for label in self.labels}
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets."""
+        return list(dict.fromkeys(result.set for result in self.results))
+
+    @property
+    def students(self) -> list[str]:
+        """Names of the models apart from bicubic and the teacher: those that are compared."""
+        return [r.model for r in self.results if r.set == self.sets[0] and r.model not in ("bicubic", self.teacher)]
+
+    def quality(self) -> dict[str, float]:
+        """Mean of the first metric over the sets, of each model that could be measured on all of them."""
+        quality = {}
+        for name in dict.fromkeys(result.model for result in self.results):
+            means = [result.mean(self.labels[0]) for result in self.results if result.model == name]
+            if all(mean is not None and math.isfinite(mean) for mean in means):
+                quality[name] = sum(means) / len(means)
+        return quality
 
     @property
     def protocol(self) -> list[str]:
@@ -50,6 +77,10 @@ class Report:
         """A value as a table shows it."""
         digits = {metric.label: metric.digits for metric in self.metrics}.get(label, 3)
         return "n/a" if value is None else "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+    def amount(self, label: str, value: float) -> str:
+        """A value with its unit, as a sentence says it."""
+        return f"{self.cell(label, value)} {self.headings[label].unit}".strip()
 
 
 def format_table(report: Report, per_image: bool = False) -> str:
