@@ -22,7 +22,23 @@ class ImageError(UserError, ValueError):
     """An image cannot be upscaled or measured; the message does not say which: who knows its name puts it before."""
 
 
+_OTHER_NAMES = {
+    "l2": "mse",
+    "mae": "l1",
+    "vgg": "perceptual",
+    "psnr": "psnr_y",
+    "ssim": "ssim_y",
+    "lr": "learning_rate",
+    "iters": "total_steps",
+    "steps": "total_steps",
+    "set": "sets",
+}
+"""What the field also calls things."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """`` Did you mean 'x'?`` with the allowed name nearest to ``given``, or nothing where none is near."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)
+    names = list(allowed)
+    other = _OTHER_NAMES.get(given.lower())
+    close = [other] if other in names else difflib.get_close_matches(given, names, n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""

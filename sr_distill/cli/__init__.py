@@ -6,7 +6,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
+from ..errors import did_you_mean
+
 COMMANDS = {
+    "init": "write a commented options file to begin with",
     "train": "train a student, with or without a teacher",
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
@@ -27,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         command = importlib.import_module(f".{given[0]}", __package__)
         return run_command(command.main, given[1:])
+    if given == ["--version"]:
+        print(f"sr-distill {__version__}")
+        return 0
+    if given and not given[0].startswith("-"):
+        print(f"error: there is no command '{given[0]}'.{did_you_mean(given[0], COMMANDS)}\n", file=sys.stderr)
     print("usage: sr-distill COMMAND ...\n")
     for name, what in COMMANDS.items():
         print(f"  {name:16} {what}")

@@ -53,6 +53,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """A number with an exponent; ``1e3`` is the integer that it looks like."""
+    if re.fullmatch(r"[-+]?\d+[eE]\+?\d{1,2}", node.value):
+        digits, exponent = re.split("[eE]", node.value)
+        return int(digits) * 10 ** int(exponent)
+    return yaml.SafeLoader.construct_yaml_float(loader, node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
 def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
     """Read the options of a run.
 

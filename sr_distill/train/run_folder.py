@@ -130,7 +130,8 @@ def _holds_other_things(folder: RunFolder) -> bool:
     if not folder.path.is_dir():
         return folder.path.exists()
     known = {folder.options, folder.path / LOCK}
-    known |= {path for pattern in _LEFTOVERS for path in folder.path.glob(pattern)}
+    if folder.options.exists():  # else it is no run's, whatever the names in it
+        known |= {path for pattern in _LEFTOVERS for path in folder.path.glob(pattern)}
     return any(path not in known and not is_temporary(path) for path in folder.path.iterdir())
 
 
@@ -192,7 +193,9 @@ def _compare(
     if unfit:
         raise UserError(f"cannot resume {folder.path} with other options: {unfit[0]}.")
     said = [] if checkpoint is None else _jumps(started, options, step_of(checkpoint))
-    return said + refuse_changes(found, [*allowed, *_SAID], folder.path)
+    harmful = {key: change for key, change in found.items() if not key.startswith(_SAID)}
+    said += refuse_changes({key: change for key, change in found.items() if key not in harmful}, _SAID, folder.path)
+    return said + refuse_changes(harmful, allowed, folder.path)
 
 
 def _jumps(before: RunOptions, now: RunOptions, step: int) -> list[str]:

@@ -302,9 +302,10 @@ def test_lr_of_other_pictures_is_refused(tmp_path):
     both = SourceOptions(hr=source.hr, lr=str(tmp_path / "lr"))
     for change in ("mirrored", "of others"):
         for index in range(3):
-            photo = to_tensor(read_rgb(tmp_path / f"photos/p{index}.png"))[:, :70, :82]
-            lr = to_pixels(downscale_to_uint8(photo, 2))
-            other = to_pixels(downscale_to_uint8(to_tensor(natural_image(70, 82, seed=50 + index)), 2))
+            photo = to_tensor(read_rgb(tmp_path / f"photos/p{index}.png"))
+            height, width = (side // 2 * 2 for side in photo.shape[1:])
+            lr = to_pixels(downscale_to_uint8(photo[:, :height, :width], 2))
+            other = to_pixels(downscale_to_uint8(to_tensor(natural_image(height, width, seed=50 + index)), 2))
             write_image(tmp_path / f"lr/p{index}x2.png", lr[:, ::-1] if change == "mirrored" else other)
         with pytest.raises(UserError, match=r"lr: these LR images are not those of their HR photos"):
             open_pairs([both], 2, 16, tmp_path / "cache", "stop")

@@ -265,7 +265,7 @@ def test_command_says_once_that_tiles_may_differ(tmp_path, capsys):
     [
         (["-i", "{tmp}/none.png", "-o", "{tmp}/out", "--model", "{model}"], "there is no such file"),
         (["-i", "{tmp}", "-o", "{tmp}/out", "--model", "{model}"], "no image found"),
-        (["-i", "{tmp}", "-o", "{model}", "--model", "{model}"], "is a file; name a folder"),
+        (["-i", "{model}", "-o", "{model}", "--model", "{model}"], "results are PNG files; name a .png, or a folder"),
         (["-i", "{model}", "-o", "{tmp}/out", "--model", "nothing_x4"], "model not found: nothing_x4"),
         (
             ["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--scale", "4"],

@@ -106,7 +106,9 @@ def test_perceptual_equals_torchvision_feature_extraction(random_backbones, dist
     expected = sum(w * compare(maps_sr[n] / means[n], maps_hr[n] / means[n]) for w, n in zip((0.5, 1.0, 2.0), "abc"))
     got = perceptual(sr, hr, layers, distance)
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr), atol=1e-8, rtol=1e-3)
+    gradients = _gradient(got, sr), _gradient(expected, sr)
+    # With l1, a difference near 0 may have the other sign, which is a jump of the gradient.
+    assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
 
 
 def test_a_vgg_file_of_another_scale_gives_the_same_losses(random_backbones):
