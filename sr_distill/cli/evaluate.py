@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..console import progress_bar
 from ..devices import gathered, pick_device, process_share
+from ..errors import UserError
 from ..evaluate import (
     METRICS,
     BenchmarkSet,
@@ -53,6 +54,8 @@ from .common import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """``evaluate.py --model M [M ...] --datasets Set5 Set14 --scale 4 --data-root DIR``."""
     args = parse(_parser(), arguments)
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; name a folder.")
     device, (rank, _) = pick_device(args.device), process_share()
     problems: list[str] = []
     root = args.data_root or data_root()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,8 +14,11 @@ from ..console import progress_bar
 from ..devices import is_out_of_memory, pick_device, process_share
 from ..errors import UserError
 from ..infer import find_inputs, output_paths, upscale_file
+from ..infer.upscale import Tile
 from ..zoo import ZOO
 from .common import add_architecture, add_device, add_runtime, open_in, parse, run_command
+
+_MANY_TILES = 8
 
 DEFAULT_MODEL = "edsr_x4"
 
@@ -57,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs = list(targets.items())[rank::processes]
     for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 and rank == 0 else True):
         try:
-            width, height = upscale_file(model, source, target, device, args.tile, note)
+            tiles = functools.partial(_tile_bar, source.name, rank > 0)
+            width, height = upscale_file(model, source, target, device, args.tile, note, tiles)
             tqdm.write(f"{target} ({width}x{height})")
         except UserError as error:
             failed += 1
@@ -72,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{failed} of {len(pairs)} images could not be upscaled.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _tile_bar(name: str, quiet: bool, tiles: Sequence[Tile]) -> Iterable[Tile]:
+    """A progress bar for an image that takes a while."""
+    few = len(tiles) < _MANY_TILES
+    return progress_bar(tiles, desc=name, unit="tile", leave=False, disable=True if quiet or few else None)
 
 
 def entry() -> int:

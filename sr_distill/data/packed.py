@@ -147,11 +147,17 @@ def stored_outputs(
 
 
 def open_pairs(
-    sources: Sequence[SourceOptions], scale: int, lr_size: int, cache_dir: Path, on_unreadable: str
+    sources: Sequence[SourceOptions],
+    scale: int,
+    lr_size: int,
+    cache_dir: Path,
+    on_unreadable: str,
+    progress: Progress = iter,
 ) -> PairStore:
     """Open the pairs of the photos of ``sources``; those that are not in ``cache_dir`` yet are decoded and stored there.
 
-    Several processes share the work, and each gets the same store or the same error.
+    Several processes share the work, and each gets the same store or the same error. ``progress`` wraps the loop over the photos that are
+    decoded, for a progress bar.
 
     Raises:
         UserError: a photo cannot be used and ``on_unreadable`` is "stop" (all such photos are listed), or none is left, or
@@ -159,7 +165,7 @@ def open_pairs(
     """
     photos = together(lambda: [photo for source in sources for photo in _photos(source, scale)])[0]
     keys, problems = _keys(photos, scale, FileHashes(cache_dir / "hashes.json"))
-    entries = _decoded(photos, keys, scale, Pack(cache_dir / "images", count=2), problems)
+    entries = _decoded(photos, keys, scale, Pack(cache_dir / "images", count=2), problems, progress)
     pairs, used = [], []
     for index, photo in enumerate(photos):
         if index not in problems:
@@ -246,7 +252,7 @@ def _keys(photos: list[Photo], scale: int, hashes: FileHashes) -> tuple[list[str
 
 
 def _decoded(
-    photos: list[Photo], keys: list[str], scale: int, pack: Pack, problems: dict[int, str]
+    photos: list[Photo], keys: list[str], scale: int, pack: Pack, problems: dict[int, str], progress: Progress
 ) -> dict[str, Entry]:
     """The entries of all photos that can be decoded; what is wrong with the others is added to ``problems``."""
     wanted = [index for index in range(len(photos)) if index not in problems]
@@ -260,7 +266,7 @@ def _decoded(
             found[index] = str(error)
             return None
 
-    entries, _ = pack.fill([keys[index] for index in wanted], make)
+    entries, _ = pack.fill([keys[index] for index in wanted], make, progress)
     for others in together(lambda: found):
         problems.update(others)
     return entries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..data.bicubic import imresize
 from ..data.images import EXTENSIONS, left_out, list_images, open_image, to_pixels, to_rgb, to_tensor, write_png
 from ..errors import ImageError, UserError
 from ..models import SRModel
-from .upscale import upscale
+from .upscale import Tile, upscale
 
 _GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -94,18 +94,19 @@ def upscale_file(
     device: torch.device,
     tile: int,
     say: Callable[[str], object] = warnings.warn,
+    progress: Callable[[Sequence[Tile]], Iterable[Tile]] = iter,
 ) -> tuple[int, int]:
     """Upscale one image file to a PNG; returns its width and height.
 
-    Gray stays gray; transparency is upscaled by bicubic; 16 bits become 8; the EXIF orientation is applied. ``tile`` and
-    ``say`` are those of :func:`upscale`.
+    Gray stays gray; transparency is upscaled by bicubic; 16 bits become 8; the EXIF orientation is applied. ``tile``,
+    ``say`` and ``progress`` are those of :func:`upscale`.
 
     Raises:
         UserError: the file cannot be read, or what the network makes of it is no image, or the result cannot be written.
     """
     image = open_image(source)
     try:
-        pixels = to_pixels(upscale(model, to_tensor(to_rgb(image)), device, tile, say))
+        pixels = to_pixels(upscale(model, to_tensor(to_rgb(image)), device, tile, say, progress))
     except ImageError as error:
         raise UserError(f"{source}: {error}.") from error
     if image.mode in _GRAY:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..models import SRModel, Teacher, upscale_float, upscale_uint8
 from ..models.receptive_field import receptive_field
+
+Tile = tuple[tuple[slice, slice], tuple[slice, slice]]
+"""Of its rows and of its columns: the tile's own, and with its context."""
 
 TILE = 256
 WIDE = 64
@@ -23,6 +27,7 @@ def upscale(
     device: torch.device,
     tile: int = TILE,
     say: Callable[[str], object] = warnings.warn,
+    progress: Callable[[Sequence[Tile]], Iterable[Tile]] = iter,
 ) -> Tensor:
     """Upscale uint8 RGB (3, H, W), or floats in [0, 1], to the same dtype (3, H*scale, W*scale), on the CPU.
 
@@ -33,6 +38,7 @@ def upscale(
         tile: side of a tile in LR pixels, without its context; 0: the whole image at once.
         say: is told, for each image that is cut, if the network sees too far for that; then the tiles have ``WIDE`` pixels
             of context, and the image may differ from that in one piece.
+        progress: wraps the loop over the tiles, for a progress bar.
     """
     model = model.to(device)
     scale = model.spec.scale
@@ -47,12 +53,12 @@ def upscale(
             )
     run = upscale_uint8 if lr.dtype == torch.uint8 else upscale_float
     sr = torch.empty(3, height * scale, width * scale, dtype=lr.dtype)
-    for rows, outer_rows in _spans(height, tile, context, model.spec.size_multiple):
-        for cols, outer_cols in _spans(width, tile, context, model.spec.size_multiple):
-            out = run(model, lr[None, :, outer_rows, outer_cols], device)[0]
-            inner_rows = _scaled(rows, scale, outer_rows.start)
-            inner_cols = _scaled(cols, scale, outer_cols.start)
-            sr[:, _scaled(rows, scale), _scaled(cols, scale)] = out[:, inner_rows, inner_cols].cpu()
+    all_rows, all_cols = (list(_spans(side, tile, context, model.spec.size_multiple)) for side in (height, width))
+    for (rows, outer_rows), (cols, outer_cols) in progress(list(itertools.product(all_rows, all_cols))):
+        out = run(model, lr[None, :, outer_rows, outer_cols], device)[0]
+        inner_rows = _scaled(rows, scale, outer_rows.start)
+        inner_cols = _scaled(cols, scale, outer_cols.start)
+        sr[:, _scaled(rows, scale), _scaled(cols, scale)] = out[:, inner_rows, inner_cols].cpu()
     return sr
 
 

@@ -84,6 +84,11 @@ def load_model(path: Path, scale: int | None = None, architecture: ArchitectureO
     Raises:
         UserError: the file is missing, damaged or unknown, it is for another scale, or it needs a plugin that is not loaded.
     """
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder with neither student.safetensors nor last.safetensors, so it is no training run that saved anything: "
+            "name a model file, or the folder of a run."
+        )
     if not path.is_file():
         raise UserError(f"model file not found: {path}.")
     state, metadata = _read(path)

@@ -54,7 +54,9 @@ class Run:
             UserError: photos cannot be used, or a file cannot be written.
         """
         data = self.options.data
-        store = open_pairs(data.train, self.options.scale, data.lr_size, Path(data.cache_dir), data.on_unreadable)
+        decoding = functools.partial(progress_bar, desc="decoding photos", unit="photo", disable=quiet)
+        cache = Path(data.cache_dir)
+        store = open_pairs(data.train, self.options.scale, data.lr_size, cache, data.on_unreadable, decoding)
         for reason in store.skipped:
             say(f"skipped: {reason}")
         for name, tapped in self.teachers.items():

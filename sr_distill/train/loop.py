@@ -26,7 +26,7 @@ from .progress import Interrupted, Progress, Validation
 from .recent import RecentTerms
 from .run_folder import RunFolder, differences, refuse_changes
 from .schedule import decay_start, learning_rate_at
-from .shares import Ledger, table_of
+from .shares import Ledger
 from .stop import StopAgreement, StopRequest
 
 
@@ -252,7 +252,7 @@ class Trainer:
             }
             shares = {}
             if self._ledger is not None:
-                shares = {f"share_{term.label}": share for term, (_, share) in self._ledger.take().items()}
+                shares = {f"share_{label}": share for label, share in self._ledger.take().items()}
             more = {"learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
             log.write(self.progress.step, "train", {**means, **scheduled, **shares, **more})
 
@@ -318,7 +318,7 @@ class Trainer:
     def _show_table(self, bar: tqdm) -> None:
         """After the first few steps, show what each term contributes."""
         if self._ledger is not None and self._ledger.has_table(self.progress.step, self.options.train.total_steps):
-            bar.write("\n".join(table_of(self._ledger.take(), list(self.run.task.terms))))
+            bar.write("\n".join(self._ledger.table(list(self.run.task.terms))))
 
     def _measure(self) -> dict[str, Measured] | None:
         scores = {}

@@ -43,18 +43,17 @@ class Ledger:
 
     def __init__(self, every: int, first_step: int) -> None:
         self._every, self._first = every, first_step
+        self._early: dict[Term, list[Contribution]] = {}
         self._entries: dict[Term, list[Contribution]] = {}
 
     def is_due(self, step: int) -> bool:
         """Whether step ``step`` is measured."""
-        return self._is_early(step) or (self._every > 0 and step % self._every == 0)
+        self._is_early = self._first <= step < self._first + _FIRST
+        return self._is_early or (self._every > 0 and step % self._every == 0)
 
     def has_table(self, step: int, total_steps: int) -> bool:
         """Whether, after ``step`` steps, the first few are measured."""
         return step == min(self._first + _FIRST, total_steps) > self._first
-
-    def _is_early(self, step: int) -> bool:
-        return self._first <= step < self._first + _FIRST
 
     def measure(
         self, term: Term, weight: float, compute: Callable[[], Tensor], given: Prediction, weights: Sequence[Tensor]
@@ -76,26 +75,32 @@ class Ledger:
         gradients = torch.autograd.grad(weight * value, weights, retain_graph=True, allow_unused=True)
         norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
         norm = float(torch.stack(norms).norm()) if norms else 0.0
-        self._entries.setdefault(term, []).append(Contribution(weight, float(value.detach()), norm, seconds))
+        entry = Contribution(weight, float(value.detach()), norm, seconds)
+        for entries in (self._entries, *([self._early] if self._is_early else [])):
+            entries.setdefault(term, []).append(entry)
         return value
 
-    def take(self) -> dict[Term, tuple[Contribution, float]]:
-        """Each term's contribution and its share of the sum of the norms of its student's terms; all is forgotten then."""
-        means = {term: _mean(entries) for term, entries in self._entries.items()}
+    def take(self) -> dict[str, float]:
+        """By label, each term's share in the steps that were measured since this was asked last."""
+        shares = {term.label: share for term, (_, share) in _with_shares(self._entries).items()}
         self._entries = {}
-        sums: dict[str, float] = {}
-        for term, entry in means.items():
-            sums[term.student] = sums.get(term.student, 0.0) + entry.gradient
-        return {t: (entry, entry.gradient / sums[t.student] if sums[t.student] else 0.0) for t, entry in means.items()}
+        return shares
+
+    def table(self, terms: Sequence[Term]) -> list[str]:
+        """What the first few steps showed: a row for each term of the objective, and sentences about what is odd."""
+        return _table_of(_with_shares(self._early), terms)
 
 
-def table_of(taken: dict[Term, tuple[Contribution, float]], terms: Sequence[Term]) -> list[str]:
-    """The start-up table, a row for each term, and sentences about what it shows.
+def _with_shares(measured: dict[Term, list[Contribution]]) -> dict[Term, tuple[Contribution, float]]:
+    """Each term's mean contribution, and the share of its gradient's norm in the sum of those of its student's terms."""
+    means = {term: _mean(entries) for term, entries in measured.items()}
+    sums: dict[str, float] = {}
+    for term, entry in means.items():
+        sums[term.student] = sums.get(term.student, 0.0) + entry.gradient
+    return {t: (entry, entry.gradient / sums[t.student] if sums[t.student] else 0.0) for t, entry in means.items()}
 
-    Args:
-        taken: what :meth:`Ledger.take` gave.
-        terms: all terms of the objective.
-    """
+
+def _table_of(taken: dict[Term, tuple[Contribution, float]], terms: Sequence[Term]) -> list[str]:
     header = ("term", "reads", "weight", "value", "gradient", "cost")
     rows = []
     for term in terms:

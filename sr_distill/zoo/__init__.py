@@ -39,18 +39,8 @@ def find_file(name: str) -> Path:
     except UserError as error:
         near = did_you_mean(name, ZOO, cutoff=0.7)
         raise UserError(f"{error}{near} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
-    return _of_run(path) if path.is_dir() else path
-
-
-def _of_run(folder: Path) -> Path:
-    """The student of a training run: the best in validation, else the last that was saved."""
-    for name in ("student.safetensors", "last.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"{folder} is a folder with neither student.safetensors nor last.safetensors, so it is no training run that saved anything: "
-        "name a model file, or the folder of a run."
-    )
+    of_run = (path / file for file in ("student.safetensors", "last.safetensors"))
+    return next((file for file in of_run if file.is_file()), path)
 
 
 def licence_of(name: str) -> str | None:

@@ -296,19 +296,25 @@ def test_lr_folder_is_used_and_checked(tmp_path):
     np.testing.assert_array_equal(store.lr[0], lr)
 
 
-def test_lr_of_other_pictures_is_refused(tmp_path):
-    """Names and sizes fit, and the pictures are mirrored, or those of other photos."""
-    source = _photos(tmp_path, 3)
-    both = SourceOptions(hr=source.hr, lr=str(tmp_path / "lr"))
-    for change in ("mirrored", "of others"):
-        for index in range(3):
-            photo = to_tensor(read_rgb(tmp_path / f"photos/p{index}.png"))
-            height, width = (side // 2 * 2 for side in photo.shape[1:])
-            lr = to_pixels(downscale_to_uint8(photo[:, :height, :width], 2))
-            other = to_pixels(downscale_to_uint8(to_tensor(natural_image(height, width, seed=50 + index)), 2))
-            write_image(tmp_path / f"lr/p{index}x2.png", lr[:, ::-1] if change == "mirrored" else other)
-        with pytest.raises(UserError, match=r"lr: these LR images are not those of their HR photos"):
-            open_pairs([both], 2, 16, tmp_path / "cache", "stop")
+@pytest.mark.parametrize("change", ["mirrored", "upside down", "of others"])
+def test_lr_of_other_pictures_is_refused(tmp_path, change):
+    """Names and sizes fit, and the pictures do not."""
+    photos = [to_tensor(read_rgb(path))[:, :240, :320] for path in embedded.training_photos()[:5]]
+    small = [to_pixels(downscale_to_uint8(photo, 2)) for photo in photos]
+    wrong = {
+        "mirrored": [x[:, ::-1] for x in small],
+        "upside down": [x[::-1] for x in small],
+        "of others": small[1:] + small[:1],
+    }
+    source = SourceOptions(hr=str(tmp_path / "hr"), lr=str(tmp_path / "lr"))
+    for name, lr in enumerate(small):
+        write_image(tmp_path / f"hr/{name}.png", to_pixels(photos[name]))
+        write_image(tmp_path / f"lr/{name}.png", lr // 2 + 20)  # darker and of less contrast: the same picture
+    assert len(open_pairs([source], 2, 16, tmp_path / "cache", "stop").names) == 5
+    for name, lr in enumerate(wrong[change]):
+        write_image(tmp_path / f"lr/{name}.png", lr)
+    with pytest.raises(UserError, match=r"lr: these LR images are not those of their HR photos"):
+        open_pairs([source], 2, 16, tmp_path / "cache", "stop")
 
 
 def test_files_that_are_no_images_are_counted_and_named(tmp_path):

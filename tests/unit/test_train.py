@@ -279,7 +279,7 @@ def test_resume_finds_the_checkpoint_and_refuses_what_changed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"losses": [{"type": "charbonnier"}]}, "losses.0.type"),
+        ({"losses": [{"type": "l1", "weight": 0.5}]}, "losses.0.weight"),
         ({"seed": 3}, "seed"),
         ({"optimizer": {"learning_rate": 0.3}}, "optimizer.learning_rate"),
         ({"data": MINIMAL["data"] | {"batch_size": 2}}, "data.batch_size"),
