@@ -24,7 +24,7 @@ def write_options(work: Path, **change) -> Path:
         "device": "cpu",
         "output_dir": str(work / "out"),
         "student": {"type": "mobile_sr", "num_feat": 8, "num_block": 1},
-        "teacher": {"model": str(work / "teacher.safetensors"), "check": False},  # of random weights
+        "teacher": {"model": str(work / "teacher.safetensors")},
         "data": {
             "train": [{"hr": str(work / "photos")}],
             "lr_size": 16,
@@ -35,9 +35,17 @@ def write_options(work: Path, **change) -> Path:
         "train": {"total_steps": 6, "log_every": 2, "checkpoint_every": 3},
         "validation": {"sets": [str(work / "set")], "every": 3},
     } | change
+    trust_teachers(tree)
     path = work / "options.yml"
     path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value is not None}))
     return path
+
+
+def trust_teachers(tree: dict) -> None:
+    """Teachers of these tests have random weights: they are worse than bicubic, and may be."""
+    for teacher in [tree.get("teacher"), *(tree.get("teachers") or [])]:
+        if teacher is not None:
+            teacher.setdefault("check", False)
 
 
 def run_training(path: Path, *arguments: str) -> int:

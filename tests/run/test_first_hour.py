@@ -73,7 +73,7 @@ def test_a_model_that_gives_no_numbers_makes_no_image_and_no_row(work, capsys):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_teacher_worse_than_bicubic_stops_the_run_unless_it_may_be(work, capsys, cache):
-    teacher = {"model": str(work / "teacher.safetensors"), "cache": cache}
+    teacher = {"model": str(work / "teacher.safetensors"), "cache": cache, "check": True}
     options = write_options(work, teacher=teacher)
     assert run_training(options) == 2
     assert "nothing good can be learned from it" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from sr_distill.options.schema import (
 from sr_distill.train.checkpoint import load_checkpoint
 
 from ..conftest import natural_image, small, write_image
-from .helpers import run_training, write_options
+from .helpers import run_training, trust_teachers, write_options
 
 pytestmark = pytest.mark.run
 
@@ -41,6 +41,7 @@ CHANGES = {
     "teacher.model": "{work}/other.safetensors",
     "teacher.self_ensemble": True,
     "teacher.cache": False,
+    "teacher.check": True,
     "teacher.architecture": COMPACT,
     "data.train.0.hr": "{work}/photos2",
     "data.train.0.lr": "{work}/lr",
@@ -60,9 +61,11 @@ CHANGES = {
     "train.log_every": 1,
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 1,
+    "train.shares_every": 5,
     "validation.sets": ["{work}/set2"],
     "validation.every": 2,
     "validation.metrics": ["psnr_rgb"],
+    "validation.samples": 0,
     "validation": None,
 }
 SAME_RESULT = {"device": "auto", "data.workers": 1, "data.cache_dir": "{work}/elsewhere", "train.channels_last": False}
@@ -79,6 +82,7 @@ ELSEWHERE = {
     "schedule",
     "train",
     "quantization",
+    "validation.best_by",
 }
 """Whole sections, of which the fields are here, and fields whose effect other tests look at."""
 
@@ -114,6 +118,7 @@ def _fingerprint(work, path=None, value=None):
         tree["teacher"] = tree["teacher"] if path == "none" else None
     if path is not None:
         _set(tree, path, json.loads(json.dumps(value).replace("{work}", str(work))))
+    trust_teachers(tree)
     tree["name"] = f"run_{path}".replace(".", "_")
     tree["optimizer"] = {"type": "adam", **tree.get("optimizer", {})}  # which does not make much of rounding
     options = work / "options.yml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -304,6 +305,21 @@ run_command(main, [])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 143, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Every cell, in its order, and what the page shows of its numbers."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs/api.ipynb").read_text())["cells"]
+    names: dict = {}
+    for cell in [cell for cell in cells if cell["cell_type"] == "code"]:
+        exec("".join(cell["source"]), names)
+    shown = "".join(
+        "".join(out["data"]["text/plain"]) for cell in cells for out in cell.get("outputs", []) if "data" in out
+    )
+    assert f"{sd.evaluate(names['model'], 'embedded', ['psnr_y'])['embedded']['psnr_y']:.3f}" in shown
+    assert str(names["large"].size) in shown
+    assert (tmp_path / "experiments/first/student.safetensors").exists()
 
 
 def test_a_model_may_be_the_folder_of_a_run(tmp_path):

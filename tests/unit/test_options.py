@@ -71,6 +71,8 @@ def test_shipped_options_load_and_survive_a_round_trip(path, tmp_path):
     options = load_options(path)
     again = load_options(_write(tmp_path, None, dump_options(options)))
     assert again == options
+    if path.parent.name == "templates":
+        return
     assert path.stem.lstrip("0123456789_").startswith(options.student.type.removesuffix("_tiny"))
     assert path.stem.endswith(f"_x{options.scale}")
 

@@ -12,11 +12,12 @@ import zipfile
 import pytest
 
 from sr_distill import files
+from sr_distill.data.images import read_rgb
 from sr_distill.errors import UserError
 from sr_distill.evaluate import known_sets
 from sr_distill.zoo import ZOO
 
-from ..conftest import ROOT
+from ..conftest import ROOT, natural_image, write_image
 
 TOP = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 REQUIREMENTS = ("requirements.txt", "requirements-export.txt", "tests/requirements.txt")
@@ -88,6 +89,19 @@ def test_what_is_installed_knows_its_data(wheel, tmp_path):
     assert examples == str(tmp_path / "site/sr_distill/examples")
     assert place.startswith(str(tmp_path / "site"))
     assert set(names) == set(known_sets())
+
+
+def test_a_command_runs_from_the_wheel(wheel, tmp_path):
+    """Outside of the checkout, with the zoo that the wheel brings."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    write_image(tmp_path / "in.png", natural_image(12, 16))
+    arguments = ["inference", "-i", "in.png", "-o", "out.png", "--model", "mobile_sr_tiny_x4", "--device", "cpu"]
+    code = f"import sys, sr_distill.cli as cli; sys.exit(cli.main({arguments}) or cli.main(['init', 'distil']))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_rgb(tmp_path / "out.png").shape == (48, 64, 3)
+    assert str(tmp_path / "site/sr_distill/examples/options/schema.json") in (tmp_path / "distil.yml").read_text()
 
 
 def test_a_checkout_is_its_own_example(monkeypatch, tmp_path):
