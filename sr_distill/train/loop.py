@@ -155,7 +155,8 @@ class Trainer:
             total=total_steps, initial=self.progress.step, desc=self.options.name, unit="step", disable=not main
         )
         self.task.train()
-        if main and not self.options.train.compile:  # what is compiled gives its gradients once only
+        # In all processes: a term may exchange samples among them. What is compiled gives its gradients once only.
+        if not self.options.train.compile:
             self._ledger = Ledger(self.options.train.shares_every, self.progress.step)
         if self.progress.step == 0:
             self._save_students(self.folder.initial)
@@ -243,6 +244,7 @@ class Trainer:
         bar.set_postfix_str(
             ", ".join(f"{k} {v:.4f}" for k, v in means.items()) + f", {speed:.0f} images/s", refresh=False
         )
+        shares = {} if self._ledger is None else self._ledger.take()
         if log is not None:
             weights = self.run.task.weights_at(self.progress.step - 1, self.options.train.total_steps)
             scheduled = {
@@ -250,11 +252,12 @@ class Trainer:
                 for term, weight in zip(self.run.task.terms, weights)
                 if term.loss.schedule is not None
             }
-            shares = {}
-            if self._ledger is not None:
-                shares = {f"share_{label}": share for label, share in self._ledger.take().items()}
             more = {"learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
-            log.write(self.progress.step, "train", {**means, **scheduled, **shares, **more})
+            log.write(
+                self.progress.step,
+                "train",
+                {**means, **scheduled, **{f"share_{label}": share for label, share in shares.items()}, **more},
+            )
 
     def _validation_is_due(self) -> bool:
         step, validation = self.progress.step, self.options.validation
@@ -317,7 +320,9 @@ class Trainer:
 
     def _show_table(self, bar: tqdm) -> None:
         """After the first few steps, show what each term contributes."""
-        if self._ledger is not None and self._ledger.has_table(self.progress.step, self.options.train.total_steps):
+        if self._ledger is None or not self.accelerator.is_main_process:
+            return
+        if self._ledger.has_table(self.progress.step, self.options.train.total_steps):
             bar.write("\n".join(self._ledger.table(list(self.run.task.terms))))
 
     def _measure(self) -> dict[str, Measured] | None:

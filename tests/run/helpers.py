@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def trust_teachers(tree: dict) -> None:
 def run_training(path: Path, *arguments: str) -> int:
     """Run the train command in this process; its exit code."""
     return main(["train", "-opt", str(path), *arguments])
+
+
+def log_of(folder: Path) -> list[dict]:
+    """What a run wrote of its student: lines of metrics.jsonl, but for those of bicubic and the teachers."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] in ("train", "validation")]
 
 
 def last_state(work: Path, name: str = "run") -> dict:

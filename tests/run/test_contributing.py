@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import pytest
 
 from ..conftest import ROOT
+from .helpers import log_of
 
 pytestmark = pytest.mark.run
 
@@ -30,7 +30,7 @@ def test_a_loss_a_network_and_a_metric_of_ones_own(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         said[name] = done.stdout
-    lines = [json.loads(line) for line in (tmp_path / "experiments/my_run/metrics.jsonl").read_text().splitlines()]
+    lines = log_of(tmp_path / "experiments/my_run")
     assert {"huber_sr_hr", "huber_sr_teacher"} <= lines[0].keys()
     assert {"worst", "psnr_y_b4"} <= lines[-1].keys()
     assert f"best in validation: {lines[-1]['worst']:.3f}" in said["train"]

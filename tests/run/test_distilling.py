@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from sr_distill.options import LossOptions, load_options, validate
 from sr_distill.train import build_run
 
 from ..conftest import architecture
-from .helpers import assert_same, last_state, launch, run_training, write_options
+from .helpers import assert_same, last_state, launch, log_of, run_training, write_options
 
 pytestmark = pytest.mark.run
 
@@ -72,7 +71,7 @@ def test_every_loss_trains(work, name, random_backbones):
     data = yaml.safe_load(write_options(work).read_text())["data"] | {"lr_size": 24}
     trees = [options.model_dump(mode="json") for options in losses.values()]
     assert run_training(write_options(work, losses=trees, data=data)) == 0
-    lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
+    lines = log_of(work / "out/run")
     first, *_, last = [line for line in lines if line["kind"] == "train"]
     assert first["total"] == pytest.approx(sum(first[label] for label in losses), rel=1e-4)
     assert all(first[label] > 0 for label in losses)
@@ -104,7 +103,7 @@ def test_each_of_several_students_ends_as_its_own_file(work, capsys):
             work / ("out/run/initial.safetensors" if name == "student" else f"out/run/initial_{name}.safetensors")
         )
         assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters()))
-    lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
+    lines = log_of(work / "out/run")
     assert {"l1_sr_hr", "peer_1_l1_sr_peers", "peer_2_fitnet_features_peers"} <= lines[0].keys()
     assert {"psnr_y_b2", "peer_1_psnr_y_b2", "peer_2_ssim_y_b2"} <= next(
         x for x in lines if x["kind"] == "validation"
@@ -130,7 +129,7 @@ def test_several_teachers(work, cache, capsys):
     said = capsys.readouterr().out
     assert said.count("(student from a)") == 2
     assert said.count("(student from b)") == 1
-    line = json.loads((work / "out/run/metrics.jsonl").read_text().splitlines()[0])
+    line = log_of(work / "out/run")[0]
     assert line["l1_sr_teacher"] == pytest.approx(line["l1_sr_teacher_b"], rel=1e-6)
     assert line["fitnet_features_a"] > 0
     helpers = last_state(work)["helpers"]
@@ -167,7 +166,7 @@ def test_a_self_ensembled_teacher_and_scheduled_weights(work, cache):
     ]
     teacher = {"model": str(work / "teacher.safetensors"), "self_ensemble": True, "cache": cache}
     assert run_training(write_options(work, losses=losses, teacher=teacher)) == 0
-    lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
+    lines = log_of(work / "out/run")
     train = [line for line in lines if line["kind"] == "train"]
     weights = [(line["step"], line["weight_l1_sr_hr"], line["weight_l1_sr_teacher"]) for line in train]
     assert weights == [(2, 1.0, 0.0), (3, 1.0, 2.0), (4, 1.0, 2.0), (6, 0.0, 2.0)]
