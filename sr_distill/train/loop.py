@@ -116,7 +116,7 @@ class Trainer:
             UserError: the checkpoint is damaged, belongs to another network, or the photos or a teacher are others now.
         """
         state = load_checkpoint(checkpoint)
-        said = refuse_changes(differences(state.get("given", {}), self._given), allowed, self.folder.path)
+        said = refuse_changes(differences(state.get("given", self._given), self._given), allowed, self.folder.path)
         try:
             for name, student in self.run.students.items():
                 student.load_state_dict(state["students"][name])
