@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.models import SRModel, Teacher
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.schema import FeatureOptions
-from sr_distill.registry import LOSSES, METRICS, STUDENTS, TEACHERS
+from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
 from sr_distill.train import build_task, tap_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +169,17 @@ def small(name: str, **tree):
 def terms(*trees: dict) -> list:
     """Terms of an objective from plain values."""
     return [validate(LossOptions, tree, "test") for tree in trees]
+
+
+def in_colors(names, *wanted: str) -> list:
+    """Parameters (name, options) of networks in each of the wanted colours that they have; without an option for it a network is for RGB."""
+    params = []
+    for name in names:
+        field = ARCHITECTURES[name].model_fields.get("color")
+        for color in get_args(field.annotation) if field else ("rgb",):
+            if color in wanted:
+                params.append(pytest.param(name, {"color": color} if field else {}, id=f"{name}-{color}"))
+    return params
 
 
 class Objective:

@@ -11,7 +11,7 @@ import yaml
 from sr_distill.cli import main
 from sr_distill.models import STUDENTS, load_model
 
-from ..conftest import SMALL
+from ..conftest import SMALL, in_colors
 from .helpers import assert_same, run_training, write_options
 
 pytestmark = pytest.mark.run
@@ -50,16 +50,15 @@ def test_a_run_has_the_threads_that_its_options_say(work):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("color", ["rgb", "y"])
-@pytest.mark.parametrize("name", STUDENTS)
-def test_every_student_learns(work, name, color):
-    student = {"type": name, "color": color, **SMALL.get(name, {})}
+@pytest.mark.parametrize(("name", "tree"), in_colors(STUDENTS, "rgb", "y"))
+def test_every_student_learns(work, name, tree):
+    student = {"type": name, **tree, **SMALL.get(name, {})}
     train = {"total_steps": 100, "log_every": 10, "ema": 0.0, "checkpoint_every": 100}
     options = write_options(work, student=student, teacher=None, losses=[{"type": "l1"}], train=train, validation=None)
     assert run_training(options) == 0
     lines = [json.loads(line) for line in (work / "out/run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["l1_sr_hr"] < 0.9 * lines[0]["l1_sr_hr"]
-    assert load_model(work / "out/run/student.safetensors").spec.color == color
+    assert load_model(work / "out/run/student.safetensors").spec.color == tree.get("color", "rgb")
 
 
 def test_starting_from_a_model_file(work):

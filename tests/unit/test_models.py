@@ -29,7 +29,7 @@ from sr_distill.models.basicsr import import_basicsr
 from sr_distill.models.blocks import NearestAnchor, collapse
 from sr_distill.registry import register_student, register_teacher
 
-from ..conftest import architecture, small
+from ..conftest import architecture, in_colors, small
 
 BUILDABLE = [(name, scale) for name, entry in ARCHITECTURES.items() for scale in entry.scales]
 
@@ -94,9 +94,9 @@ def test_a_callers_autocast_reaches_the_network_and_not_the_colours(color):
         torch.testing.assert_close(rgb_to_ycbcr(rough)[:, 1:], chroma, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_a_luma_network_makes_of_gray_what_it_makes_of_equal_channels(name):
-    model, gray = build_model(small(name, color="y"), 2).eval(), torch.rand(2, 1, 12, 10)
+@pytest.mark.parametrize(("name", "tree"), in_colors(STUDENTS, "y"))
+def test_a_luma_network_makes_of_gray_what_it_makes_of_equal_channels(name, tree):
+    model, gray = build_model(small(name, **tree), 2).eval(), torch.rand(2, 1, 12, 10)
     with torch.no_grad():
         expected = model(gray.expand(-1, 3, -1, -1))
         torch.testing.assert_close(model(gray).expand(-1, 3, -1, -1), expected, atol=1e-5, rtol=1e-5)
@@ -108,10 +108,10 @@ def test_the_output_has_the_dtype_of_the_input():
     assert model.double()(torch.rand(1, 3, 12, 10, dtype=torch.float64)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("color", ["rgb", "y"])
-@pytest.mark.parametrize("name", STUDENTS)
-def test_a_saved_model_rebuilds_itself(name, color, tmp_path):
-    model = build_model(small(name, color=color), 3).eval()
+@pytest.mark.parametrize(("name", "tree"), in_colors(STUDENTS, "rgb", "y"))
+def test_a_saved_model_rebuilds_itself(name, tree, tmp_path):
+    scale = min(STUDENTS[name].scales, key=lambda scale: abs(scale - 3))  # 3, where it can be
+    model = build_model(small(name, **tree), scale).eval()
     save_model(model, tmp_path / "m.safetensors", {"run": "test"})
     again = load_model(tmp_path / "m.safetensors")
     assert again.spec == model.spec
@@ -122,9 +122,9 @@ def test_a_saved_model_rebuilds_itself(name, color, tmp_path):
         assert torch.equal(again(image), model(image))
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_a_luma_student_leaves_chroma_to_bicubic(name):
-    model = build_model(small(name, color="y"), 2).eval()
+@pytest.mark.parametrize(("name", "tree"), in_colors(STUDENTS, "y"))
+def test_a_luma_student_leaves_chroma_to_bicubic(name, tree):
+    model = build_model(small(name, **tree), 2).eval()
     lr = torch.rand(1, 3, 12, 10)
     with torch.no_grad():
         sr = rgb_to_ycbcr(model(lr))
