@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..api import DEFAULT_MODEL
 from ..console import progress_bar
 from ..devices import is_out_of_memory, pick_device, process_share
 from ..errors import UserError
@@ -19,8 +20,6 @@ from ..zoo import ZOO
 from .common import add_architecture, add_device, add_runtime, open_in, parse, run_command
 
 _MANY_TILES = 8
-
-DEFAULT_MODEL = "edsr_x4"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
