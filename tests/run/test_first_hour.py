@@ -163,6 +163,8 @@ def test_dead_activations_are_found():
     with torch.no_grad():
         model.net.head[0].weight.zero_()
         model.net.head[0].bias.fill_(-1)
+        for block in model.net.body:
+            block[0].bias.fill_(100)  # alive, whatever comes in
         with silent_activations(model) as dead:
             model(torch.rand(1, 3, 8, 8))
     assert dead() == ["head.1"]
