@@ -31,13 +31,16 @@ from sr_distill.evaluate import mean_scores
 from sr_distill.export import in_runtime
 from sr_distill.files import data_root, write_json
 from sr_distill.models import SRModel, load_model
-from sr_distill.options import RunOptions, load_options
-from sr_distill.train import build_run
+from sr_distill.options import LossOptions, RunOptions, load_options
+from sr_distill.options.losses import BalanceOptions
+from sr_distill.train import build_run, find_weights
+from sr_distill.train.balance import BATCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / "options/photos/study"
 RESULTS = ROOT / "docs/studies"
 SETS = ("Set5", "Set14")
+_STEPS = 100
 SHARE = 0.3  # norm of a term's gradient relative to L1's, from which weights follow
 METRICS = {"psnr": ("psnr_y", 3), "ssim": ("ssim_y", 4), "lpips": ("lpips_squeeze", 4)}
 
@@ -268,7 +271,8 @@ class Runs:
         for variant in variants:
             options, _ = self.options_of(variant)
             if len(options.losses) == 2 and options.losses[1].reads_maps and options.losses[1].schedule is None:
-                print(f"{variant}: weight: {_weight(options):.1g}", flush=True)
+                found = _weight(options.model_copy(update={"losses": [options.losses[0], _balanced(options.losses[1])]}))
+                print(f"{variant}: weight: {found:.1g}", flush=True)
 
 
 def spread(values: list[float], digits: int, sign: bool = False) -> str:
@@ -277,32 +281,24 @@ def spread(values: list[float], digits: int, sign: bool = False) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def _balanced(term: LossOptions) -> LossOptions:
+    return term.model_copy(update={"weight": 1.0, "balance": BalanceOptions(ratio=SHARE)})
+
+
 def _weight(options: RunOptions) -> float:
+    """After 100 steps of Adam with L1 alone."""
     torch.manual_seed(0)
     built = build_run(options)
     data, store = options.data, built.open_store(torch.device("cpu"), print)
     batches = StepBatches(store, data.lr_size, data.batch_size, options.seed)
     optimizer = torch.optim.Adam(built.task.parameters(), 1e-3)
-
-    def backward(step: int, weights: list[float]) -> float:
-        """The norm of the gradient on the student's weights."""
-        batch = batches[step].to(torch.device("cpu"))
-        needs = built.task.needs(weights)
-        given = {name: built.teachers[name](batch.lr, need) for name, need in needs.items() if name in built.teachers}
+    for step in range(_STEPS):
         optimizer.zero_grad()
-        built.task(batch, given, weights)[0].backward()
-        weights_of_student = built.students["student"].parameters()
-        return sum(float(p.grad.square().sum()) for p in weights_of_student if p.grad is not None) ** 0.5
-
-    def balance(steps: range) -> float:
-        norms = [(backward(step, [1.0, 0.0]), backward(step, [0.0, 1.0])) for step in steps]
-        return SHARE * sum(l1 for l1, _ in norms) / sum(other for _, other in norms)
-
-    weight = balance(range(4))
-    for step in range(100):
-        backward(step, [1.0, weight])
+        built.task(batches[step].to(torch.device("cpu")), {}, [1.0, 0.0])[0].backward()
         optimizer.step()
-    return balance(range(100, 104))
+    coming = (batches[_STEPS + ahead].to(torch.device("cpu")) for ahead in range(BATCHES))
+    (weight,) = find_weights(built.task, built.teachers, coming, [1.0, 1.0]).values()
+    return weight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from .errors import UserError
 from .losses import Loss
 from .models import Teacher, as_model
 from .options import LossOptions, validate
-from .options.losses import TermOptions, check_names, teachers_used
+from .options.losses import TermOptions, check_balances, check_names, teachers_used
 from .options.schema import FeatureOptions
-from .train import build_task, tap_teachers
+from .train import build_task, find_weights, tap_teachers
 
 
 class Distiller(nn.Module):
@@ -94,10 +94,29 @@ class Distiller(nn.Module):
         if weights is None:
             if any(term.loss.schedule is not None for term in self.task.terms):
                 raise UserError("a loss has a schedule: give weights=distiller.weights_at(step, total_steps).")
-            weights = [term.loss.weight for term in self.task.terms]
-        needs = self.task.needs(weights)
-        given = {name: teacher(lr, needs[name]) for name, teacher in self._teachers.items() if name in needs}
-        return self.task(Batch(lr, hr), given, weights)
+            weights = self.weights_at(self._late, self._late + 1)
+        for term, weight in zip(self.task.terms, weights, strict=True):
+            if weight > 0 and term.is_unbalanced:
+                raise UserError(f"loss {term.label} has balance: call distiller.balance(batches) before this step.")
+        batch = Batch(lr, hr)
+        return self.task(batch, self.task.given_by(self._teachers, batch, weights), weights)
+
+    def balance(self, batches: Iterable[tuple[Tensor, Tensor]], weights: Sequence[float] | None = None) -> dict[str, float]:
+        """Find the weights of losses with ``balance`` from the gradients in some batches of ``(lr, hr)``; returns them by name.
+
+        Args:
+            weights: of all terms in the coming step (:meth:`weights_at`), where a loss has a schedule; one whose weight is 0 there is left.
+
+        Raises:
+            UserError: a gradient is zero or not finite.
+        """
+        weights = self.weights_at(self._late, self._late + 1) if weights is None else weights
+        return find_weights(self.task, self._teachers, [Batch(lr, hr) for lr, hr in batches], weights)
+
+    @property
+    def _late(self) -> int:
+        """A step in which all terms without a schedule count."""
+        return max((term.loss.counts_from for term in self.task.terms), default=0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Distiller:
         for teacher in self._teachers.values():
@@ -123,6 +142,7 @@ def _as_term(loss: Mapping[str, Any] | Callable[[Tensor, Tensor], Tensor], index
 def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: Mapping[str, float] | None) -> None:
     try:
         teachers_used(terms, teachers)
+        check_balances(terms)
         check_names(terms)
     except ValueError as error:
         raise UserError(f"losses: {error}.") from error

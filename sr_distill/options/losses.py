@@ -34,6 +34,23 @@ class WeightSchedule(Options):
         return self
 
 
+class BalanceOptions(Options):
+    """A weight that is found, not given: such that the term's gradient has ``ratio`` times the norm of that of other terms.
+
+    Until step ``after`` the term does not count; then its weight is found, once, from the gradients on the student's weights in that and
+    the following batches, and stays.
+    """
+
+    against: str = Field("l1", description="The terms it is measured by: a type, or the name of one in the log.")
+    ratio: float = Field(0.3, gt=0, description="Norm of its gradient in units of the norm of theirs.")
+    after: int = Field(
+        100,
+        ge=0,
+        description="Steps before it is found, counted from the term's start: gradients of a network that has not learned anything say "
+        "little. 0 for one that begins trained (init_from).",
+    )
+
+
 class TermOptions(Options):
     """A term of the objective: what is compared (``on``), with what (``against``), and how much it weighs."""
 
@@ -52,6 +69,9 @@ class TermOptions(Options):
         description="Name of the one student that has this term (student, peer_1, peer_2, ...); None: every student.",
     )
     weight: float = Field(1.0, ge=0, description="Factor of the term in the sum; applied once, in the task.")
+    balance: BalanceOptions | None = Field(
+        None, description="Find the weight, in the run, by the size of gradients; None: it is as given."
+    )
     schedule: WeightSchedule | None = Field(None, description="The weight over the run; None: constant.")
     name: str | None = Field(None, min_length=1, description="Name in the log; None: type_on_against, as in l1_sr_hr.")
 
@@ -85,6 +105,34 @@ class TermOptions(Options):
     def looks_at(self, teacher: str) -> bool:
         """Whether it looks at the teacher of this name."""
         return self.source == "teacher" and self.teacher in (None, teacher)
+
+    @property
+    def counts_from(self) -> int:
+        """The first step in which it counts."""
+        start = 0 if self.schedule is None else self.schedule.start
+        return start if self.balance is None else start + self.balance.after
+
+    def balanced_by(self, terms: Sequence[TermOptions]) -> list[int]:
+        """The positions of the terms among ``terms`` whose gradient its weight is found by."""
+        if self.balance is None:
+            return []
+        names = [
+            position
+            for position, term in enumerate(terms)
+            if term.balance is None and term.weight > 0 and self.balance.against in (term.type, term.label)
+        ]
+        return [p for p in names if self.student is None or terms[p].student in (None, self.student)]
+
+    @model_validator(mode="after")
+    def _found_or_given(self) -> TermOptions:
+        if self.balance is not None and self.weight != 1:
+            raise ValueError(f"balance finds the weight: leave out weight ({self.weight:g}), or balance")
+        if self.balance is not None and self.schedule is not None:
+            if self.schedule.stop is not None and self.schedule.stop <= self.counts_from:
+                raise ValueError(
+                    f"the weight is found at step {self.counts_from} (schedule.start + balance.after), and schedule.stop is {self.schedule.stop}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _maps_of_a_network(self) -> TermOptions:
@@ -151,6 +199,22 @@ def check_names(terms: Sequence[TermOptions]) -> None:
         )
 
 
+def check_balances(terms: Sequence[TermOptions]) -> None:
+    """A weight that is found must have terms to be found by.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for term in terms:
+        if term.balance is not None and not term.balanced_by(terms):
+            others = [other for other in terms if other.balance is None and other.weight > 0]
+            names = dict.fromkeys(name for other in others for name in (other.type, other.label))
+            raise ValueError(
+                f"loss {term.label}: balance.against is '{term.balance.against}', and no term with a weight of its own is of this type or "
+                f"has this name.{did_you_mean(term.balance.against, list(names))} There are: {', '.join(names) or 'none'}"
+            )
+
+
 def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_steps: int) -> None:
     """Every student must learn something in every step.
 
@@ -175,5 +239,5 @@ def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_s
 
 
 def _span(term: TermOptions, total_steps: int) -> tuple[int, int]:
-    plan = term.schedule
-    return (0, total_steps) if plan is None else (plan.start, total_steps if plan.stop is None else plan.stop)
+    stop = None if term.schedule is None else term.schedule.stop
+    return term.counts_from, total_steps if stop is None else stop

@@ -39,12 +39,18 @@ def _on_a_term(term: TermOptions, options: RunOptions) -> Iterator[str]:
     plan, steps = term.schedule, options.train.total_steps
     if term.weight == 0:
         yield f"loss {term.label} has weight 0: it is not computed."
+    if term.balance is not None and term.counts_from >= steps:
+        yield (
+            f"loss {term.label}: its weight is found at step {term.counts_from}, and the run ends at step {steps}: it never counts; "
+            "see balance.after."
+        )
+        return
     if plan is None or term.weight == 0:
         return
     if plan.start >= steps:
         yield f"loss {term.label} starts at step {plan.start}, and the run ends at step {steps}: it is never computed."
         return
-    span = (steps if plan.stop is None else min(steps, plan.stop)) - plan.start
+    span = (steps if plan.stop is None else min(steps, plan.stop)) - term.counts_from
     if plan.warmup > span:
         yield f"loss {term.label} rises over {plan.warmup} steps and is there for {span}: it never comes to its weight of {term.weight:g}."
     if plan.stop is not None and plan.stop > steps:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ..registry import METRICS, OneOf
 from .architectures import ArchitectureOptions
 from .base import Options
-from .losses import LossOptions, check_names, check_weights, teachers_used
+from .losses import LossOptions, check_balances, check_names, check_weights, teachers_used
 from .optimisation import OptimizerOptions, ScheduleOptions
 
 Scale = Literal[2, 3, 4]
@@ -307,6 +307,7 @@ class RunOptions(Options):
                     f"{self.data.batch_size}: take a larger batch, or samples: patches"
                 )
         check_weights(self.losses, list(self.all_students), self.train.total_steps)
+        check_balances(self.losses)
         check_names(self.losses)
         return self
 

@@ -1,6 +1,7 @@
 """Training: the objective over networks, the loop, and what they leave on disk."""
 
 from ..callable import make_callable
+from .balance import find_weights
 from .build import Run, build_run, build_task, tap_teachers
 from .lock import locked
 from .loop import Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "build_run",
     "build_task",
     "clear_leftovers",
+    "find_weights",
     "locked",
     "make_accelerator",
     "make_optimizer",

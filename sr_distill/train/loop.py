@@ -18,6 +18,7 @@ from ..data import PairStore, StepBatches, step_loader
 from ..errors import UserError
 from ..models import describe, save_model
 from .average import averaged
+from .balance import BATCHES, find_weights
 from .build import Run
 from .checkpoint import load_checkpoint, save_checkpoint
 from .log import MetricsLog
@@ -167,6 +168,8 @@ class Trainer:
                     self._validate(log, bar)
                 self._recent.restart_clock()
                 for batch in loader:
+                    for line in self._balance():
+                        bar.write(line)
                     self._step(batch)
                     bar.update()
                     self._after_step(log, bar)
@@ -178,23 +181,36 @@ class Trainer:
 
     def take_step(self) -> None:
         """Take the next step with its own crops, and nothing of what may follow one: for measuring."""
+        self._balance()
         self._step(self.batches[self.progress.step])
+
+    def _balance(self) -> list[str]:
+        """Find the weights that are to be found before this step, and say which."""
+        step, task = self.progress.step, self.run.task
+        weights = task.weights_at(step, self.options.train.total_steps)
+        if not any(weight > 0 and term.is_unbalanced for term, weight in zip(task.terms, weights)):
+            return []
+        self._seed()
+        batches = (self.batches[step + ahead] for ahead in range(BATCHES))
+        on_device = (batch.to(self.accelerator.device, self.options.train.channels_last) for batch in batches)
+        found = find_weights(
+            task, self.run.teachers, on_device, weights, lambda gradient: self.accelerator.reduce(gradient, "mean")
+        )
+        return [f"step {step}: the weight of {label} is {weight:g} from now on." for label, weight in found.items()]
+
+    def _seed(self) -> None:
+        """What a network draws (DropPath, dropout) is a function of seed, step and process: there is nothing to save or restore."""
+        torch.manual_seed(_mixed(self.options.seed, self.progress.step, self.accelerator.process_index))
 
     def _step(self, batch: Batch) -> None:
         step, options, task = self.progress.step, self.options, self.run.task
-        # What a network draws (DropPath, dropout) is a function of seed, step and process: there is nothing to save or restore.
-        torch.manual_seed(_mixed(options.seed, step, self.accelerator.process_index))
+        self._seed()
         batch = batch.to(self.accelerator.device, options.train.channels_last)
         rate = learning_rate_at(step, options.optimizer.learning_rate, options.train.total_steps, options.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         weights = task.weights_at(step, options.train.total_steps)
-        needs = task.needs(weights)
-        given = {
-            name: teacher(batch.lr, needs[name], batch.teacher_sr.get(name))
-            for name, teacher in self.run.teachers.items()
-            if name in needs
-        }
+        given = task.given_by(self.run.teachers, batch, weights)
         ledger = self._ledger if self._ledger is not None and self._ledger.is_due(step) else None
         total, terms = self.task(batch, given, weights, ledger)
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,7 +266,7 @@ class Trainer:
             scheduled = {
                 f"weight_{term.label}": weight
                 for term, weight in zip(self.run.task.terms, weights)
-                if term.loss.schedule is not None
+                if term.loss.schedule is not None or term.found is not None
             }
             more = {"learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
             log.write(

@@ -40,18 +40,18 @@ def decay_start(total_steps: int, schedule: ScheduleOptions) -> int | None:
 def weight_at(step: int, term: LossOptions, total_steps: int) -> float:
     """Weight of a term in optimizer step ``step``: ``weight x rise x fall`` from ``start`` to ``stop``, 0 outside.
 
-    ``rise = min(1, (step - start + 1) / warmup)``. ``fall`` goes from 1, when the warm-up is over, to ``decay_to`` at ``stop`` (or
+    A term whose weight is found (``balance``) starts when it has one, ``after`` steps later. ``rise = min(1, (step - start + 1) / warmup)``. ``fall`` goes from 1, when the warm-up is over, to ``decay_to`` at ``stop`` (or
     the end of the run), linearly or along half a cosine.
     """
-    plan = term.schedule
+    plan, start = term.schedule, term.counts_from
     if plan is None:
-        return term.weight
+        return term.weight if step >= start else 0.0
     stop = total_steps if plan.stop is None else plan.stop
-    if not plan.start <= step < stop:
+    if not start <= step < stop:
         return 0.0
-    since = step - plan.start
+    since = step - start
     rise = min(1.0, (since + 1) / plan.warmup) if plan.warmup else 1.0
-    done = min(1.0, max(0, since - plan.warmup) / max(1, stop - plan.start - plan.warmup))
+    done = min(1.0, max(0, since - plan.warmup) / max(1, stop - start - plan.warmup))
     if plan.decay == "cosine":
         done = 0.5 * (1 - math.cos(math.pi * done))
     return term.weight * rise * (1 + (plan.decay_to - 1) * done)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Batch, Prediction
-from ..features import Adapter, FeaturePair, Need, TappedModel
+from ..features import Adapter, FeaturePair, Need, TappedModel, TappedTeacher
 from ..losses import feature_cache
 from ..models import SRModel
 from .shares import Ledger
@@ -64,7 +64,9 @@ class DistillationTask(nn.Module):
     @property
     def has_idle_weights(self) -> bool:
         """Whether there may be steps in which some of the weights take no part."""
-        steady = [term for term in self.terms if term.loss.schedule is None and term.loss.weight > 0]
+        steady = [
+            t for t in self.terms if t.loss.schedule is None and t.loss.counts_from == 0 and t.loss.weight > 0
+        ]
         whole = {term.student for term in steady if term.loss.reads_output}
         # Of the bridges of fcfd, which are adapters, each step has those of the paths that it draws.
         return len(self.adapters) > 0 or len(steady) < len(self.terms) or whole != set(self.students)
@@ -80,6 +82,17 @@ class DistillationTask(nn.Module):
             for name, need in term.needs.items() if weight > 0 else ():
                 wanted[name] = wanted.get(name, Need()) | need
         return wanted
+
+    def given_by(
+        self, teachers: Mapping[str, TappedTeacher], batch: Batch, weights: Sequence[float]
+    ) -> dict[str, Prediction]:
+        """What the teachers give for one batch, as far as terms of these weights want it."""
+        needs = self.needs(weights)
+        return {
+            name: teacher(batch.lr, needs[name], batch.teacher_sr.get(name))
+            for name, teacher in teachers.items()
+            if name in needs
+        }
 
     def forward(
         self,

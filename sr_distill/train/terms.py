@@ -31,6 +31,22 @@ class Link:
         return f"{self.student}_from_{self.source}" + ("_before_activation" if self.before_activation else "")
 
 
+class FoundWeight(nn.Module):
+    """The weight of a term that finds it itself; None until it has. Kept in checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: float | None = None
+
+    def get_extra_state(self) -> float | None:
+        """The weight, for checkpoints."""
+        return self.weight
+
+    def set_extra_state(self, state: float | None) -> None:
+        """Go on with a weight."""
+        self.weight = state
+
+
 class Term(nn.Module):
     """One loss of one student.
 
@@ -60,6 +76,7 @@ class Term(nn.Module):
         self.loss, self.student, self.sources, self.averaged = loss, student, tuple(sources), averaged
         self.links = tuple(pairs)
         self.module = loss.build([pair for matched in pairs.values() for pair in matched], seed)
+        self.found = None if loss.balance is None else FoundWeight()
         in_color = (loss.reads_output and not loss.of_differences) or loss.replays_student
         self.needs = {student: Need(sr=loss.reads_output, color=in_color, replay=loss.replays_student)}
         for source in sources:
@@ -73,9 +90,15 @@ class Term(nn.Module):
         """The name in the log; those of a peer begin with its name."""
         return self.loss.label if self.student == "student" else f"{self.student}_{self.loss.label}"
 
+    @property
+    def is_unbalanced(self) -> bool:
+        """Whether its weight is to be found and was not yet."""
+        return self.found is not None and self.found.weight is None
+
     def weight_at(self, step: int, total_steps: int) -> float:
         """Its weight in optimizer step ``step`` of ``total_steps``."""
-        return weight_at(step, self.loss, total_steps)
+        found = 1.0 if self.found is None or self.found.weight is None else self.found.weight
+        return found * weight_at(step, self.loss, total_steps)
 
     def forward(self, step: StepReader) -> Tensor:
         """The unweighted term, a scalar.

@@ -37,6 +37,11 @@ BETWEEN_SAMPLES = [
     {"type": "lpips", "network": "squeeze", "weight": 0.1},
     {"type": "contrastive", "negatives": 3, "layers": {"relu1_2": 1.0}},
 ]
+BALANCED = [
+    {"type": "l1"},
+    {"type": "fitnet", "balance": {"ratio": 0.5, "after": 0}},
+    {"type": "lpips", "network": "squeeze", "balance": {"against": "l1_sr_hr", "after": 2}},
+]
 PEERS = [{"type": "compact", "num_feat": 8, "num_block": 1}, {"type": "fsrcnn"}]
 MUTUAL = [{"type": "l1"}, {"type": "l1", "against": "peers"}, {"type": "fitnet", "against": "peers", "weight": 0.1}]
 
@@ -81,15 +86,32 @@ def test_every_loss_trains(work, name, random_backbones):
     assert "net.head.0.weight" in moved
 
 
-@pytest.mark.parametrize("objective", ["replayed", "mutual"])
-def test_paths_projections_and_peers_resume_exactly(work, objective, random_backbones):
-    change = {"losses": REPLAYED} if objective == "replayed" else {"losses": MUTUAL, "peers": PEERS, "teacher": None}
+@pytest.mark.parametrize("objective", ["replayed", "mutual", "balanced"])
+def test_what_terms_remember_resumes_exactly(work, objective, random_backbones):
+    change = {
+        "replayed": {"losses": REPLAYED},
+        "mutual": {"losses": MUTUAL, "peers": PEERS, "teacher": None},
+        "balanced": {"losses": BALANCED},
+    }[objective]
     options = write_options(work, **change, features={"count": 2})
     assert run_training(options, "name=whole") == 0
     assert run_training(options, "name=cut", "train.keep_checkpoints=9") == 0
     (work / "out/cut/checkpoints/step_00000006.pt").unlink()
     assert run_training(options, "name=cut", "--resume") == 0
     assert_same(last_state(work, "whole"), last_state(work, "cut"))
+
+
+def test_weights_that_are_found_are_said_logged_and_kept(work, capsys, random_backbones):
+    assert run_training(write_options(work, losses=BALANCED)) == 0
+    said, lines = capsys.readouterr().out, [line for line in log_of(work / "out/run") if line["kind"] == "train"]
+    for label, step in (("fitnet_features", 0), ("lpips_sr_hr", 2)):
+        (found,) = {line[f"weight_{label}"] for line in lines if line["step"] > step}
+        assert found > 0
+        assert f"step {step}: the weight of {label} is {found:g} from now on" in said
+        assert all((label in line) == (line["step"] > step) for line in lines)
+    state = last_state(work)["helpers"]
+    kept = [value for key, value in state.items() if "found" in key]
+    assert kept == [lines[-1]["weight_fitnet_features"], lines[-1]["weight_lpips_sr_hr"]]
 
 
 def test_each_of_several_students_ends_as_its_own_file(work, capsys):
@@ -178,13 +200,14 @@ def test_a_self_ensembled_teacher_and_scheduled_weights(work, cache):
         assert line["total"] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["features", "replayed", "mutual", "between_samples"])
+@pytest.mark.parametrize("objective", ["features", "replayed", "mutual", "between_samples", "balanced"])
 def test_two_processes_train_what_one_would(work, objective, random_backbones_on_disk):
     change = {
         "features": {"losses": FEATURES},
         "replayed": {"losses": REPLAYED},
         "mutual": {"losses": MUTUAL, "peers": PEERS, "teacher": None},
         "between_samples": {"losses": BETWEEN_SAMPLES},
+        "balanced": {"losses": BALANCED[:2]},
     }[objective]
     options = write_options(work, **change, features={"count": 2}, optimizer={"type": "adam"})
     for processes in (1, 2):
