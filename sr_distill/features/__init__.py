@@ -1,6 +1,6 @@
 """Feature maps: which layers are compared, how they are read and made alike; pretrained networks for perceptual losses."""
 
-from .adapters import Adapter
+from .adapters import Adapter, Bridge, Units
 from .backbones import imagenet_normalised, lpips_network, vgg19_features
 from .pairs import FeaturePair, choose_pairs
 from .substitution import ReplayTaps
@@ -9,6 +9,7 @@ from .taps import TapPoint, Taps, list_taps
 
 __all__ = [
     "Adapter",
+    "Bridge",
     "FeaturePair",
     "Need",
     "ReplayTaps",
@@ -16,6 +17,7 @@ __all__ = [
     "TappedModel",
     "TappedTeacher",
     "Taps",
+    "Units",
     "choose_pairs",
     "imagenet_normalised",
     "list_taps",

@@ -16,16 +16,17 @@ _ACTIVATION_MODULES = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", 
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """Two layers whose maps are compared, and the kind of adapter between them (conv1x1, conv3x3 or none)."""
+    """Two layers whose maps are compared, the kind of adapter between them (conv1x1, conv3x3 or none), and how they are normalised."""
 
     student: TapPoint
     teacher: TapPoint
     adapter: str = "conv1x1"
+    normalise: str = "none"
 
     @property
     def reversed(self) -> FeaturePair:
         """The pair with the two sides exchanged."""
-        return FeaturePair(self.teacher, self.student, self.adapter)
+        return FeaturePair(self.teacher, self.student, self.adapter, self.normalise)
 
     def __str__(self) -> str:
         student, teacher = self.student, self.teacher
@@ -50,10 +51,16 @@ def choose_pairs(
         chain_of = chain_before_activations if before_activation else block_chain
         chains = [chain_of(taps, model.spec.name) for taps, model in ((student_taps, student), (teacher_taps, teacher))]
         count = min(options.count, *(len(chain) for chain in chains))
-        return [FeaturePair(*pair, options.adapter) for pair in zip(*(_evenly(chain, count) for chain in chains))]
+        return [
+            FeaturePair(*pair, options.adapter, options.normalise)
+            for pair in zip(*(_evenly(chain, count) for chain in chains))
+        ]
     pairs = [
         FeaturePair(
-            _find(student_taps, pair.student, student), _find(teacher_taps, pair.teacher, teacher), options.adapter
+            _find(student_taps, pair.student, student),
+            _find(teacher_taps, pair.teacher, teacher),
+            options.adapter,
+            options.normalise,
         )
         for pair in options.pairs
     ]

@@ -37,6 +37,7 @@ class TapPoint:
         stride: size of the map over the size of the LR image.
         kind: class of the module.
         before_activation: whether the map goes into an activation function as it is.
+        rectified: whether it comes out of a ReLU as it is.
     """
 
     path: str
@@ -44,6 +45,7 @@ class TapPoint:
     stride: float
     kind: str
     before_activation: bool = False
+    rectified: bool = False
 
 
 class Taps:
@@ -159,7 +161,7 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     Layers that run more than once in a pass, as shared activations do, are left out.
     """
     outputs: dict[str, Tensor] = {}
-    activated = _ActivationInputs()
+    activated = _Activations()
     points: dict[str, TapPoint] = {}
     runs: Counter[str] = Counter()
     modules = {path: module for path, module in model.net.named_modules() if path}
@@ -171,7 +173,8 @@ def list_taps(model: SRModel) -> list[TapPoint]:
         with contextlib.suppress(UserError):
             shape = _visible(as_map(output, size, path), size, (_PROBE, _PROBE)).shape
             if shape[0] == 2:  # the windows of a transformer lie in the batch: they are no maps
-                points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, type(modules[path]).__name__)
+                kind, rectified = type(modules[path]).__name__, activated.rectified(output)
+                points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, kind, rectified=rectified)
 
     was_training, example = model.training, next(model.parameters())
     try:
@@ -197,22 +200,33 @@ _ACTIVATIONS = tuple(
 """Activation functions by their names in torch; ReLU6 is a hardtanh."""
 
 
-class _ActivationInputs(TorchFunctionMode):
-    """Notes every tensor that goes into an activation function, called by a module or not."""
+def _functions(names: Iterable[str]) -> frozenset[Callable]:
+    return frozenset(getattr(space, name) for space in (F, torch, Tensor) for name in names if hasattr(space, name))
 
-    _FUNCTIONS = frozenset(
-        getattr(space, name) for space in (F, torch, Tensor) for name in _ACTIVATIONS if hasattr(space, name)
-    )
+
+class _Activations(TorchFunctionMode):
+    """Notes every tensor that goes into an activation function, or comes out of a ReLU, called by a module or not."""
+
+    _ALL, _RELU = _functions(_ACTIVATIONS), _functions(("relu", "relu_"))
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: list[Tensor] = []  # kept, so that no other tensor gets the identity of one
+        # Kept, so that no other tensor gets the identity of one.
+        self._inputs: list[Tensor] = []
+        self._rectified: list[Tensor] = []
 
     def __torch_function__(self, func: Callable, types: Any, args: Sequence = (), kwargs: Mapping | None = None) -> Any:
-        if func in self._FUNCTIONS:
-            self._seen.append(args[0])
-        return func(*args, **(kwargs or {}))
+        if func in self._ALL:
+            self._inputs.append(args[0])
+        result = func(*args, **(kwargs or {}))
+        if func in self._RELU:
+            self._rectified.append(result)
+        return result
 
     def includes(self, tensor: Tensor | None) -> bool:
         """Whether this very tensor went into one."""
-        return any(seen is tensor for seen in self._seen)
+        return any(seen is tensor for seen in self._inputs)
+
+    def rectified(self, tensor: object) -> bool:
+        """Whether this very tensor came out of a ReLU."""
+        return any(seen is tensor for seen in self._rectified)

@@ -47,9 +47,15 @@ class MatchedMaps:
         return in_full_precision(self.adapter, self.student, self.teacher)
 
     @cached_property
+    def target(self) -> Tensor:
+        """The teacher's map in the units of the adapted one."""
+        return in_full_precision(self.adapter.units.of, self.teacher, self.teacher)
+
+    @cached_property
     def decoded(self) -> Tensor:
         """The image that the rest of the teacher makes of the adapted map."""
-        return self.source.forward_from(self.pair.teacher.path, self.adapted).sr
+        own = in_full_precision(self.adapter.units.restored, self.adapted, self.teacher)
+        return self.source.forward_from(self.pair.teacher.path, own).sr
 
 
 @dataclass(frozen=True)
@@ -218,5 +224,7 @@ class Comparison(nn.Module):
             return [(maps.decoded, maps.source.forward_from.sr) for maps in inputs.maps]
         if self.loss.on == "projected":
             pairs = zip(self.projections, inputs.maps)
-            return [in_full_precision(project, maps.adapted, maps.teacher) for project, maps in pairs]
-        return [(maps.adapted if self.loss.adapted else maps.student, maps.teacher) for maps in inputs.maps]
+            return [in_full_precision(project, maps.adapted, maps.target) for project, maps in pairs]
+        if not self.loss.adapted:
+            return [(maps.student, maps.teacher) for maps in inputs.maps]
+        return [(maps.adapted, maps.target) for maps in inputs.maps]

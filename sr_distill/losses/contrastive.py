@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..data.bicubic import imresize
+from ..samples import all_samples
 from .base import Loss, LossInputs, register_loss
-from .common import all_samples, evenly_spread
+from .common import evenly_spread
 from .feature_cache import layer_index, vgg_maps
 from .perceptual import LooksThroughVGG
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..samples import all_samples
 from .base import FeatureLoss, LossInputs, register_loss
-from .common import all_samples, evenly_spread, need_samples, pooled_alike, rows, unit
+from .common import evenly_spread, need_samples, pooled_alike, rows, unit
 
 _TINY = 1e-12  # smallest squared distance, as in the authors' code of RKD
 

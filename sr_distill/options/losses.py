@@ -93,6 +93,11 @@ class TermOptions(Options):
         return self.reads_maps
 
     @property
+    def compares_values(self) -> bool:
+        """Whether it compares values of maps, so that it depends on how large they are."""
+        return self.uses_adapter
+
+    @property
     def reads_maps(self) -> bool:
         """Whether it looks at feature maps."""
         return self.on != "sr"

@@ -64,6 +64,12 @@ class FeatureOptions(Options):
         "conv1x1",
         description="Convolution from the student's channels to the teacher's; trained with the student, not saved in its file.",
     )
+    normalise: Literal["none", "teacher"] = Field(
+        "none",
+        description="teacher: maps are compared in units of the deviation of the teacher's map (of each layer, measured in the first step), so "
+        "that weights mean the same for teachers whose maps are around 1 and around 100. For losses that take adapted maps; the others "
+        "do not depend on the size of maps.",
+    )
 
     only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"count": ("pairs", ("auto",))}
 
@@ -344,10 +350,10 @@ class RunOptions(Options):
             raise ValueError(
                 "features has no effect: no loss looks at feature maps, or each teacher has features of its own"
             )
-        if self.features.adapter != "conv1x1" and not any(
-            term.reads_maps and term.uses_adapter for term in self.losses
-        ):
+        if self.features.adapter != "conv1x1" and not any(term.uses_adapter for term in self.losses):
             raise ValueError("features.adapter has no effect: no loss on features needs an adapter")
+        if self.features.normalise != "none" and not any(term.compares_values for term in self.losses):
+            raise ValueError("features.normalise has no effect: no loss on features depends on the size of maps")
         for name, teacher in self.all_teachers.items():
             on_sr = [term for term in self.losses if not term.reads_maps and term.looks_at(name)]
             on_maps = [term for term in self.losses if term.reads_maps and term.looks_at(name)]

@@ -68,8 +68,9 @@ class DistillationTask(nn.Module):
             t for t in self.terms if t.loss.schedule is None and t.loss.counts_from == 0 and t.loss.weight > 0
         ]
         whole = {term.student for term in steady if term.loss.reads_output}
-        # Of the bridges of fcfd, which are adapters, each step has those of the paths that it draws.
-        return len(self.adapters) > 0 or len(steady) < len(self.terms) or whole != set(self.students)
+        # Of the bridges of fcfd, each step has those of the paths that it draws.
+        draws = next(self.terms.parameters(), None) is not None
+        return draws or len(steady) < len(self.terms) or whole != set(self.students)
 
     def weights_at(self, step: int, total_steps: int) -> list[float]:
         """The weight of each term in optimizer step ``step`` of ``total_steps``."""

@@ -42,6 +42,7 @@ BALANCED = [
     {"type": "fitnet", "balance": {"ratio": 0.5, "after": 0}},
     {"type": "lpips", "network": "squeeze", "balance": {"against": "l1_sr_hr", "after": 2}},
 ]
+UNITS = {name: {"normalise": "teacher"} for name in ("balanced",)}
 PEERS = [{"type": "compact", "num_feat": 8, "num_block": 1}, {"type": "fsrcnn"}]
 MUTUAL = [{"type": "l1"}, {"type": "l1", "against": "peers"}, {"type": "fitnet", "against": "peers", "weight": 0.1}]
 
@@ -93,7 +94,7 @@ def test_what_terms_remember_resumes_exactly(work, objective, random_backbones):
         "mutual": {"losses": MUTUAL, "peers": PEERS, "teacher": None},
         "balanced": {"losses": BALANCED},
     }[objective]
-    options = write_options(work, **change, features={"count": 2})
+    options = write_options(work, **change, features={"count": 2, **UNITS.get(objective, {})})
     assert run_training(options, "name=whole") == 0
     assert run_training(options, "name=cut", "train.keep_checkpoints=9") == 0
     (work / "out/cut/checkpoints/step_00000006.pt").unlink()
@@ -209,7 +210,8 @@ def test_two_processes_train_what_one_would(work, objective, random_backbones_on
         "between_samples": {"losses": BETWEEN_SAMPLES},
         "balanced": {"losses": BALANCED[:2]},
     }[objective]
-    options = write_options(work, **change, features={"count": 2}, optimizer={"type": "adam"})
+    features = {"count": 2, **UNITS.get(objective, {})}
+    options = write_options(work, **change, features=features, optimizer={"type": "adam"})
     for processes in (1, 2):
         done = launch(options, processes, f"name=f{processes}", "train.total_steps=1", "train.checkpoint_every=1")
         assert done.returncode == 0, done.stderr[-2000:]

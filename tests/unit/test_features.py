@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sr_distill.contracts import Batch
@@ -307,3 +310,73 @@ def test_relations_between_maps_pooled_to_vectors():
         torch.testing.assert_close(loss(*loss.arguments(None, student, teacher)), similarity(*vectors))
     with pytest.raises(UserError, match="pool has no effect with samples: patches"):
         terms({"type": "pkt", "pool": 2, "samples": "patches"})
+
+
+def test_maps_in_units_of_the_teachers_deviation():
+    """Each layer's, of the first step: kept, and the same for values and for what the rest of the teacher makes of them."""
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    losses = [{"type": "fitnet"}, {"type": "normalised_difference"}, {"type": "spatial_affinity"}]
+    objective = Objective(losses, student, teacher, count=2, normalise="teacher")
+    batch = Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32))
+    maps = Taps(teacher, [pair.teacher.path for pair in objective.pairs]).run(batch.lr).features.values()
+    own = Taps(student, [pair.student.path for pair in objective.pairs]).run(batch.lr).features.values()
+    deviations = [t.detach().std(correction=0) for t in maps]
+    expected = [F.mse_loss(a.conv(s), t / d) for a, s, t, d in zip(objective.adapters, own, maps, deviations)]
+    _, values = objective(batch)
+    torch.testing.assert_close(values["fitnet_features"], torch.stack(expected).mean())
+    kept = [a.units.deviation for a in objective.adapters]
+    torch.testing.assert_close(torch.stack(kept), torch.stack(deviations))
+    objective(Batch(3 * batch.lr, batch.hr))
+    torch.testing.assert_close(torch.stack(kept), torch.stack(deviations))
+    assert [key for key in objective.task.helpers.state_dict() if key.endswith("deviation")]
+
+
+@pytest.mark.parametrize("loss", [{"type": "l1", "on": "decoded"}, {"type": "fitnet"}])
+def test_a_twin_of_the_teacher_costs_nothing_in_any_units(loss):
+    """Without an adapter both maps are divided, and multiplied again before the rest of the teacher runs on."""
+    teacher = build_model(small("edsr"), 2)
+    twin = copy.deepcopy(teacher)
+    objective = Objective([loss], twin, teacher, count=2, adapter="none", normalise="teacher")
+    total, _ = objective(Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)))
+    assert total.item() == pytest.approx(0, abs=1e-5)
+    assert all(a.units.deviation not in (0, 1) for a in objective.adapters)
+
+
+def test_fcfd_in_units_of_the_teachers_deviation():
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    batch, values = Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)), []
+    for normalise in ("none", "teacher"):
+        torch.manual_seed(0)
+        losses = [{"type": "fcfd", "path_maps": 0.0, "path_outputs": 0.0, "appearance": 1.0}]
+        objective = Objective(losses, student, teacher, count=1, normalise=normalise)
+        values.append(objective(batch)[0])
+    (pair,) = objective.pairs
+    paths = objective.task.terms[0].module
+    t = Taps(teacher, [pair.teacher.path]).run(batch.lr).features[pair.teacher.path].detach()
+    s = Taps(student, [pair.student.path]).run(batch.lr).features[pair.student.path]
+    bridged = paths.to_teacher["0"](s, t)
+    torch.testing.assert_close(values[0], F.mse_loss(bridged, t))
+    torch.testing.assert_close(values[1], F.mse_loss(bridged, t / t.std(correction=0)))
+
+
+def test_layers_that_come_out_of_a_relu_are_known():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)
+            self.block = Block()
+            self.last = nn.Conv2d(4, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.last(self.block(self.act(self.conv(x))))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return F.relu(self.inner(x))
+
+    rectified = {tap.path for tap in list_taps(SRModel(Net(), ModelSpec(name="net", scale=1))) if tap.rectified}
+    assert rectified == {"act", "block"}

@@ -9,7 +9,7 @@ import torch
 
 from sr_distill.contracts import Batch, Prediction
 from sr_distill.errors import UserError
-from sr_distill.features import choose_pairs
+from sr_distill.features import FeaturePair, TapPoint, choose_pairs
 from sr_distill.features.adapters import Adapter
 from sr_distill.losses import LOSSES, LossInputs, MatchedMaps
 from sr_distill.models import ARCHITECTURES, build_model
@@ -52,10 +52,10 @@ WITH = {
     "gamma": {"type": "multistep", "milestones": [2]},
     "milestones": {"type": "multistep", "milestones": [4]},
     "patch": {"samples": "patches"},
+    "paths": {"paths": 1},  # two pairs have two paths
 }
 WITH_IN = {
     (WeightSchedule, "decay"): {"decay_to": 0.5},
-    (LOSSES["fcfd"], "distance"): {"appearance": 0.5},
 }
 
 
@@ -111,7 +111,8 @@ def test_losses(random_backbones, cls, name):
         torch.manual_seed(3)
         if kind != "fcfd":
             sr, target = images[1].sigmoid(), images[2].sigmoid()
-            maps = MatchedMaps(None, sr, target, lambda student, teacher: student, Prediction(None))
+            tap = TapPoint("body", 3, 1.0, "Conv2d")
+            maps = MatchedMaps(None, sr, target, Adapter(FeaturePair(tap, tap, "none")), Prediction(None))
             inputs = LossInputs(batch.lr, batch.hr, Prediction(sr), [target], [maps], lambda image: image)
             return options.build([], 0)(inputs)
         student, teacher = (build_model(small(n), 2) for n in ("mobile_sr", "edsr"))
@@ -211,7 +212,12 @@ def test_the_optimizer(field):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("count", 1), ("adapter", "conv3x3"), ("pairs", [{"student": "body.1", "teacher": "body.0"}])],
+    [
+        ("count", 1),
+        ("adapter", "conv3x3"),
+        ("normalise", "teacher"),
+        ("pairs", [{"student": "body.1", "teacher": "body.0"}]),
+    ],
 )
 def test_features(field, value):
     student = build_model(architecture(type="mobile_sr", num_feat=8, num_block=3), 2)
@@ -219,9 +225,9 @@ def test_features(field, value):
 
     def observe(**change):
         pairs = choose_pairs(student, teacher, validate(FeatureOptions, change, "test"))
-        return [(str(pair), [p.shape for p in Adapter(pair).parameters()]) for pair in pairs]
+        return [(str(pair), [p.shape for p in Adapter(pair).state_dict().values()]) for pair in pairs]
 
     assert observe() != observe(**{field: value})
     named = {"pairs": [{"student": "body.1", "teacher": "body.0"}]}
-    assert field == "count" or observe(**named) != observe(**named | {"adapter": "conv3x3"})
-    assert set(FeatureOptions.model_fields) == {"count", "adapter", "pairs"}
+    assert field in ("count", "normalise") or observe(**named) != observe(**named | {"adapter": "conv3x3"})
+    assert set(FeatureOptions.model_fields) == {"count", "adapter", "normalise", "pairs"}

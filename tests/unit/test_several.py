@@ -174,7 +174,7 @@ TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "we
             "features.pairs must be auto",
         ),
         (
-            {"losses": [{"type": "fcfd", "appearance": 0, "student_to_teacher": 0, "teacher_to_student": 0}]},
+            {"losses": [{"type": "fcfd", "appearance": 0, "path_maps": 0, "path_outputs": 0}]},
             "every part of fcfd has factor 0",
         ),
     ],
@@ -266,7 +266,8 @@ def test_mutual_learning_of_features():
         ([{"type": "l1"}], False),
         ([{"type": "l1"}, {"type": "l1", "against": "teacher"}], False),
         ([{"type": "l1"}, {"type": "spatial_affinity"}], False),
-        ([{"type": "l1"}, {"type": "fcfd", "appearance": 0.0, "teacher_to_student": 0.0}], True),
+        ([{"type": "l1"}, {"type": "fcfd", "appearance": 0.0}], True),
+        ([{"type": "l1"}, {"type": "fitnet"}], False),
         ([{"type": "l1"}, {"type": "l1", "against": "teacher", "weight": 0.0}], True),
         ([{"type": "l1"}, {"type": "l1", "against": "teacher", "schedule": {"start": 5}}], True),
         ([{"type": "spatial_affinity"}], True),
