@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -92,10 +92,16 @@ class OneOf:
     Args:
         entries: the registry.
         short: a plain name stands for ``{type: name}``.
+        but: names that are not taken here.
     """
 
-    def __init__(self, entries: Mapping[str, type[Any]], short: bool = False) -> None:
-        self.entries, self.short = entries, short
+    def __init__(self, entries: Mapping[str, type[Any]], short: bool = False, but: Collection[str] = ()) -> None:
+        self._all, self.short, self._but = entries, short, but
+
+    @property
+    def entries(self) -> Mapping[str, type[Any]]:
+        """What can be chosen, by name."""
+        return {name: self._all[name] for name in self._all if name not in self._but} if self._but else self._all
 
     def class_of(self, value: object) -> type[Any] | None:
         """The class that a value of the options asks for, None where there is none."""

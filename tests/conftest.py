@@ -14,11 +14,12 @@ import torch
 import torchvision
 from PIL import Image
 
-from sr_distill.contracts import Batch
+from sr_distill.contracts import Batch, Prediction
 from sr_distill.data.embedded import training_photos
 from sr_distill.data.images import read_rgb
-from sr_distill.features import backbones
+from sr_distill.features import Adapter, FeaturePair, TapPoint, backbones
 from sr_distill.files import DATA_ROOT_VARIABLE
+from sr_distill.losses import MatchedMaps
 from sr_distill.models import SRModel, Teacher
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.schema import FeatureOptions
@@ -218,6 +219,15 @@ class Objective:
         """The adapters of the only link."""
         (adapters,) = self.task.adapters.values()
         return adapters
+
+
+IMAGE_PAIR = FeaturePair(*[TapPoint("image", 3, 1.0, "Conv2d")] * 2, "none")
+"""For losses on maps that are given two images."""
+
+
+def images_as_maps(student: torch.Tensor, teacher: torch.Tensor) -> MatchedMaps:
+    """Two images as the maps of a pair."""
+    return MatchedMaps(IMAGE_PAIR, student, teacher, Adapter(IMAGE_PAIR), Prediction(None))
 
 
 def natural_image(height: int, width: int, seed: int = 0) -> np.ndarray:

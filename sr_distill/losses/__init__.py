@@ -3,6 +3,7 @@
 from ..registry import LOSSES
 from .activation import activation_boundary, attention_transfer, fitnet, frequency
 from .base import Comparison, FeatureLoss, Loss, LossInputs, MatchedMaps, register_loss
+from .classes import decoupled, dist
 from .contrastive import contrastive
 from .distribution import channel_wise, hard_soft, logits, mutual, soft_target
 from .fcfd import FCFD
@@ -10,6 +11,7 @@ from .feature_cache import feature_cache
 from .perceptual import ImageLoss, lpips, normalised_difference, perceptual
 from .pixel import PixelLoss, charbonnier, l1, mse
 from .relation import RelationLoss, pkt, rkd, similarity, spatial_affinity
+from .representation import contrastive_representation
 
 __all__ = [
     "FCFD",
@@ -27,6 +29,9 @@ __all__ = [
     "channel_wise",
     "charbonnier",
     "contrastive",
+    "contrastive_representation",
+    "decoupled",
+    "dist",
     "feature_cache",
     "fitnet",
     "frequency",

@@ -33,6 +33,7 @@ BETWEEN_SAMPLES = [
     {"type": "l1"},
     {"type": "similarity", "weight": 10.0},
     {"type": "pkt", "pool": 2, "weight": 10.0},
+    {"type": "contrastive_representation", "memory": 6, "dimensions": 8, "weight": 0.01},
     {"type": "rkd", "samples": "patches", "max_samples": 8},
     {"type": "lpips", "network": "squeeze", "weight": 0.1},
     {"type": "contrastive", "negatives": 3, "layers": {"relu1_2": 1.0}},
@@ -41,6 +42,7 @@ BALANCED = [
     {"type": "l1"},
     {"type": "fitnet", "balance": {"ratio": 0.5, "after": 0}},
     {"type": "lpips", "network": "squeeze", "balance": {"against": "l1_sr_hr", "after": 2}},
+    {"type": "contrastive_representation", "memory": 6, "dimensions": 8, "weight": 0.01},
 ]
 UNITS = {name: {"normalise": "teacher"} for name in ("balanced",)}
 PEERS = [{"type": "compact", "num_feat": 8, "num_block": 1}, {"type": "fsrcnn"}]

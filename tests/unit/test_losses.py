@@ -16,8 +16,8 @@ from sr_distill.features import backbones, vgg19_features
 from sr_distill.losses import (
     LOSSES,
     LossInputs,
-    MatchedMaps,
     charbonnier,
+    contrastive_representation,
     l1,
     lpips,
     mse,
@@ -27,7 +27,7 @@ from sr_distill.losses import (
 from sr_distill.losses.feature_cache import VGG19_LAYERS
 from sr_distill.models import build_model
 
-from ..conftest import Objective, small, terms, vgg_mean
+from ..conftest import IMAGE_PAIR, Objective, images_as_maps, small, terms, vgg_mean
 
 
 def _pair(*shape):
@@ -161,12 +161,11 @@ def test_the_difference_of_normalised_maps_is_lpips_without_its_weights():
 
 def _loss(name):
     """A term as a function of two images; one on features takes them for maps."""
-    module = terms({"type": name})[0].build([], 0)
+    module = terms({"type": name})[0].build([IMAGE_PAIR], 0)
     lr = torch.rand(2, 3, 32, 32)
 
     def loss(sr, hr):
-        maps = MatchedMaps(None, sr, hr, lambda student, teacher: student, Prediction(None))
-        return module(LossInputs(lr, hr, Prediction(sr), [hr], [maps], lambda image: image))
+        return module(LossInputs(lr, hr, Prediction(sr), [hr], [images_as_maps(sr, hr)], lambda image: image))
 
     return loss
 
@@ -178,8 +177,9 @@ ON_SR = [name for name in LOSSES if terms({"type": name})[0].on == "sr"]
 def test_identical_images_cost_nothing_and_gradients_are_finite(random_backbones, name):
     loss = _loss(name)
     image = torch.rand(4, 3, 64, 64)
-    if name != "activation_boundary":  # which is zero where the student is beyond the margin
-        assert loss(image, image).item() == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-6)
+    # One is zero where the student is beyond the margin, the other never.
+    if name not in ("activation_boundary", "contrastive_representation"):
+        assert loss(image, image).item() == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-4 if name == "dist" else 1e-6)
     for sr in (image.clone(), torch.zeros_like(image), torch.ones_like(image) * 50):
         sr.requires_grad_()
         assert _gradient(loss(sr, image), sr).isfinite().all()
@@ -198,6 +198,73 @@ def test_the_target_gets_no_gradient_and_the_loss_no_trainable_weights(random_ba
     sr, hr = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
     assert _loss(name)(sr, hr).requires_grad
     assert not list(terms({"type": name})[0].build([], 0).parameters())
+
+
+def test_the_hard_part_of_hard_soft_is_any_loss_of_the_output(random_backbones):
+    """With its options, through the same door as a term of its own; its networks are shared with other terms."""
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    batch = Batch(torch.rand(2, 3, 24, 24), torch.rand(2, 3, 48, 48))
+    for task in ("charbonnier", {"type": "perceptual", "layers": {"relu1_2": 1.0}}, {"type": "lpips", "network": "squeeze"}):
+        name = task if isinstance(task, str) else task["type"]
+        alone = {"type": task} if isinstance(task, str) else task
+        losses = [{"type": "hard_soft", "task": task, "alpha": 0.25}, {"type": "soft_target", "temperature": 3.0}, alone]
+        _, values = Objective(losses, student, teacher, count=1)(batch)
+        both = 0.25 * values["soft_target_features"] + 0.75 * values[f"{name}_sr_hr"]
+        torch.testing.assert_close(values["hard_soft_features"], both)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"task": {"type": "l1", "on": "features"}}, "task is a loss of the output to HR"),
+        ({"task": {"type": "l1", "against": "teacher"}}, "task is a loss of the output to HR"),
+        ({"task": {"type": "l1", "weight": 2.0}}, "task is a loss of the output to HR"),
+        ({"task": "hard_soft"}, "Allowed: activation_boundary"),
+        ({"task": {"type": "charbonnier", "epsilon": 1.0}}, "epsilon"),
+        ({"task": "charbonnier", "alpha": 1.0}, "no share"),
+        ({"on": "sr", "over": "channels"}, "red, green and blue"),
+        ({"against": "hr"}, "against"),
+    ],
+)
+def test_hard_soft_refuses_what_it_cannot_mean(change, expected):
+    with pytest.raises(UserError, match=expected):
+        terms({"type": "hard_soft", **change})
+
+
+def test_distributions_of_images_are_over_their_places():
+    """Brightness counts for nothing, and each colour is a distribution of its own."""
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    losses = [{"type": "soft_target", "on": "sr", "against": "teacher", "temperature": 0.1}]
+    batch = Batch(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32))
+    total, _ = Objective(losses, student, teacher)(batch)
+    with torch.no_grad():
+        s, t = (x.flatten(2) / 0.1 for x in (student(batch.lr), teacher(batch.lr).clamp(0, 1)))
+        expected = 0.01 * F.kl_div(s.log_softmax(2), t.softmax(2), reduction="sum") / 6
+    torch.testing.assert_close(total.detach(), expected)
+    image = torch.rand(2, 3, 8, 8)
+    loss = terms({"type": "soft_target", "on": "sr", "against": "hr"})[0]
+    assert loss(*loss.arguments(None, image, image + 0.2)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_contrastive_representation_tells_images_apart():
+    """Negatives are the other images, then what is remembered, oldest out first; embeddings of the same image pull together."""
+    loss = terms({"type": "contrastive_representation", "dimensions": 5, "memory": 3, "temperature": 0.5})[0]
+    module = loss.build([IMAGE_PAIR], 0)
+    s, t = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6)
+    inputs = LossInputs(s, s, Prediction(s), [], [images_as_maps(s, t)], lambda image: image)
+
+    def embedded(head, x):
+        return F.normalize(head(x.mean((2, 3))), dim=1)
+
+    a, b = embedded(module.student[0], s), embedded(module.teacher[0], t)
+    negatives = [x.flip(0)[:, None] for x in (a, b)]
+    torch.testing.assert_close(module(inputs), contrastive_representation(a, b, *negatives, temperature=0.5))
+    torch.testing.assert_close(module.memory[0, 0], torch.cat([torch.zeros(1, 5), a]))
+    negatives = [torch.cat([n, x.expand(2, 2, 5)], 1) for n, x in zip(negatives, (a, b))]
+    torch.testing.assert_close(module(inputs), contrastive_representation(a, b, *negatives, temperature=0.5))
+    torch.testing.assert_close(module.memory[0, 1], torch.cat([b[1:], b]))
+    gradients = torch.autograd.grad(module(inputs), list(module.parameters()))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_an_unknown_layer_is_named_with_its_nearest(random_backbones):

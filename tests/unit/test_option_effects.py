@@ -9,9 +9,9 @@ import torch
 
 from sr_distill.contracts import Batch, Prediction
 from sr_distill.errors import UserError
-from sr_distill.features import FeaturePair, TapPoint, choose_pairs
+from sr_distill.features import choose_pairs
 from sr_distill.features.adapters import Adapter
-from sr_distill.losses import LOSSES, LossInputs, MatchedMaps
+from sr_distill.losses import LOSSES, LossInputs
 from sr_distill.models import ARCHITECTURES, build_model
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.losses import TermOptions, WeightSchedule
@@ -20,7 +20,7 @@ from sr_distill.options.schema import FeatureOptions
 from sr_distill.train import make_optimizer
 from sr_distill.train.schedule import learning_rate_at, weight_at
 
-from ..conftest import SMALL, Objective, architecture, small
+from ..conftest import IMAGE_PAIR, SMALL, Objective, architecture, images_as_maps, small
 
 # Values for fields whose other values cannot be guessed, or have an effect only where they are small.
 OTHER = {
@@ -38,11 +38,14 @@ OTHER = {
     "num_heads": [4],
     "num_mid": 4,
     "num_shrink": 4,
+    "over": "positions",
     "patch": 4,
     "precondition_every": 1,
     "pool": 1,
     "res_scale": 0.5,
     "stop": 5,
+    "t_squared": False,
+    "task": "charbonnier",
     "windows": [8, 8, 16, 16],
 }
 # What must be set along with a field for it to have an effect.
@@ -55,6 +58,8 @@ WITH = {
     "paths": {"paths": 1},  # two pairs have two paths
 }
 WITH_IN = {
+    (LOSSES["channel_wise"], "t_squared"): {"temperature": 2.0},
+    (LOSSES["dist"], "gamma"): {},
     (WeightSchedule, "decay"): {"decay_to": 0.5},
 }
 
@@ -111,10 +116,11 @@ def test_losses(random_backbones, cls, name):
         torch.manual_seed(3)
         if kind != "fcfd":
             sr, target = images[1].sigmoid(), images[2].sigmoid()
-            tap = TapPoint("body", 3, 1.0, "Conv2d")
-            maps = MatchedMaps(None, sr, target, Adapter(FeaturePair(tap, tap, "none")), Prediction(None))
-            inputs = LossInputs(batch.lr, batch.hr, Prediction(sr), [target], [maps], lambda image: image)
-            return options.build([], 0)(inputs)
+            maps = [images_as_maps(sr, target)] * (2 if kind == "contrastive_representation" else 1)
+            inputs = LossInputs(batch.lr, batch.hr, Prediction(sr), [target], maps, lambda image: image)
+            module = options.build([IMAGE_PAIR] * len(maps), 0)
+            module(inputs)  # some remember what was there before
+            return module(inputs)
         student, teacher = (build_model(small(n), 2) for n in ("mobile_sr", "edsr"))
         return Objective([options.model_dump()], student, teacher, count=2)(batch)[0].detach()
 
