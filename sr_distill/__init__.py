@@ -7,6 +7,7 @@
     sd.evaluate(model, "Set5")                             # PSNR and SSIM by the protocol of the papers
     student = sd.train("options.yml")                      # what `sr-distill train` does
     distiller = sd.Distiller(student, teacher, losses)     # the objective, for a training loop of your own
+    distiller = sd.ModuleDistiller(small, large, losses)   # the same for classifiers, regressors, any networks
     sd.save_model(network, "mine.safetensors")             # any network, in a file that rebuilds it
 
 Images are RGB float in [0, 1], shape (B, 3, H, W), everywhere between modules. A module imports only what stands before it in
@@ -25,11 +26,27 @@ if TYPE_CHECKING:
     from .distiller import Distiller
     from .errors import UserError
     from .models import save_model
+    from .module_distiller import ModuleDistiller
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "UserError", "__version__", "evaluate", "open_model", "save_model", "train", "upscale"]
+__all__ = [
+    "Distiller",
+    "ModuleDistiller",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "open_model",
+    "save_model",
+    "train",
+    "upscale",
+]
 
-_HOMES = {"Distiller": "distiller", "UserError": "errors", "save_model": "models"}
+_HOMES = {
+    "Distiller": "distiller",
+    "ModuleDistiller": "module_distiller",
+    "UserError": "errors",
+    "save_model": "models",
+}
 
 
 def __getattr__(name: str) -> Any:

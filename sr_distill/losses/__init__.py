@@ -1,7 +1,7 @@
 """Losses: pure functions, and beside each its options, which make it a term of the objective."""
 
 from ..registry import LOSSES
-from .activation import activation_boundary, attention_transfer, fitnet, frequency
+from .activation import activation_boundary, attention_transfer, cosine, fitnet, frequency
 from .base import Comparison, FeatureLoss, Loss, LossInputs, MatchedMaps, register_loss
 from .classes import decoupled, dist
 from .contrastive import contrastive
@@ -30,6 +30,7 @@ __all__ = [
     "charbonnier",
     "contrastive",
     "contrastive_representation",
+    "cosine",
     "decoupled",
     "dist",
     "feature_cache",

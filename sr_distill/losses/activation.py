@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from .base import FeatureLoss, register_loss
-from .common import need_same_shape, pooled_alike, unit
+from .common import need_same_shape, pooled_alike, rows, unit
 from .pixel import PixelLoss
 
 
@@ -89,11 +89,30 @@ def _modulus(x: Tensor) -> Tensor:
     return torch.where(safe, squared, 1.0).sqrt() * safe
 
 
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Direction alone: ``mean_n (1 - <s_n, t_n> / (|s_n| |t_n|))``, of vectors or whole maps as vectors.
+
+    Args:
+        student, teacher: same shape (B, ...), any range; a zero vector has distance 1 from everything.
+
+    Source: PyTorch's tutorial "Knowledge Distillation" (cosine loss between hidden representations).
+    """
+    need_same_shape("cosine", student, teacher)
+    return (1 - (unit(rows(student), 1) * unit(rows(teacher), 1)).sum(1)).mean()
+
+
 @register_loss(fitnet)
 class FitNet(FeatureLoss):
     """Mean squared difference of adapted maps (Romero et al. 2015)."""
 
     type: Literal["fitnet"] = Field(description="Name of the loss.")
+
+
+@register_loss(cosine)
+class Cosine(FeatureLoss):
+    """Angle between adapted maps, each taken as one vector."""
+
+    type: Literal["cosine"] = Field(description="Name of the loss.")
 
 
 @register_loss(attention_transfer)

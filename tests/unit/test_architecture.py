@@ -29,6 +29,8 @@ ORDER = [
     "losses",
     "train",
     "distiller",
+    "module_distiller",
+    "callbacks",
     "evaluate",
     "training",
     "export",

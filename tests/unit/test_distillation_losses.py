@@ -21,6 +21,7 @@ ON_MAPS = [
     "activation_boundary",
     "attention_transfer",
     "channel_wise",
+    "cosine",
     "dist",
     "fitnet",
     "frequency",
@@ -36,6 +37,7 @@ ON_MAPS = [
 PER_SAMPLE = [
     "attention_transfer",
     "channel_wise",
+    "cosine",
     "fitnet",
     "frequency",
     "logits",
@@ -111,7 +113,7 @@ def test_contrastive_representation_has_value_and_gradient_of_the_published_code
 
 def test_every_loss_has_a_reference_or_a_test_of_its_own():
     covered = {case["loss"] for case in REFERENCE["cases"]}
-    covered |= {"contrastive", "contrastive_representation", "normalised_difference"}  # here
+    covered |= {"contrastive", "contrastive_representation", "cosine", "normalised_difference"}  # here
     covered |= {"charbonnier", "l1", "lpips", "mse", "perceptual"}  # test_losses.py
     assert not FUNCTIONS - covered, "compare value and gradient with somebody else's, and add the name above"
 
@@ -310,3 +312,11 @@ def test_decoupled_and_dist_stay_finite_at_large_logits():
     for value in (losses.decoupled(student, teacher, torch.tensor([0, 1, 2, 3])), losses.dist(student, teacher)):
         assert value.isfinite()
         assert torch.autograd.grad(value, student)[0].isfinite().all()
+
+
+def test_cosine_is_pytorchs():
+    student, teacher = _student([3, 4, 5]), _teacher([3, 4, 5])
+    expected = F.cosine_embedding_loss(student.flatten(1), teacher.flatten(1), torch.ones(3))
+    got = losses.cosine(student, teacher)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (got, expected)))

@@ -1,0 +1,132 @@
+"""Distillation as a callback of other people's trainers: three lines for a loop that stays as it is.
+
+A callback watches the student while the trainer's own step runs it, runs the teachers on the same inputs and adds the terms of a
+:class:`~sr_distill.ModuleDistiller` to the loss. Lightning and fastai are imported where a callback is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .errors import UserError
+from .module_distiller import ModuleDistiller
+
+LabelsOf = Callable[[Any], Tensor]
+
+
+def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = None) -> Any:
+    """A callback of Lightning that adds the distiller's terms to what ``training_step`` returns (a loss, or a mapping with ``loss``).
+
+    The student must be a part of the LightningModule. Adapters become the module's ``distillation_adapters`` before its optimizers are
+    made, so that ``configure_optimizers`` with ``self.parameters()`` trains them, too. The terms are logged as ``distillation/NAME``.
+
+    Args:
+        labels: gives the labels of a batch, for terms that look at them, as in ``lambda batch: batch[1]``.
+
+    Raises:
+        UserError: Lightning is not installed.
+    """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback
+        except ImportError:
+            raise UserError("Lightning is not installed: pip install lightning.") from None
+
+    class DistillationCallback(Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if stage != "fit":
+                return
+            if not any(module is distiller.student for module in pl_module.modules()):
+                raise UserError("the distiller's student is no part of this LightningModule.")
+            pl_module.distillation_adapters = distiller.adapters
+            self._own_step = pl_module.training_step
+            pl_module.training_step = self._with_terms(trainer, pl_module)
+
+        def _with_terms(self, trainer: Any, pl_module: Any) -> Callable[..., Any]:
+            def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+                with distiller.watching():
+                    result = self._own_step(batch, *args, **kwargs)
+                # Teachers are no part of the module, which Lightning moved.
+                for teacher in distiller._teachers.values():
+                    teacher.to(pl_module.device)
+                weights = distiller.weights_at(trainer.global_step, trainer.estimated_stepping_batches)
+                total, terms = distiller.total(None if labels is None else labels(batch), weights)
+                pl_module.log_dict({f"distillation/{name}": value for name, value in terms.items()})
+                if isinstance(result, dict):
+                    return {**result, "loss": result["loss"] + total}
+                return result + total
+
+            return training_step
+
+        def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if stage == "fit":
+                pl_module.training_step = self._own_step
+
+    return DistillationCallback()
+
+
+def fastai_callback(distiller: ModuleDistiller) -> Any:
+    """A callback of fastai that adds the distiller's terms to the loss of training batches; the learner's model is the student.
+
+    Adapters must be in the learner's parameters: give it ``splitter=lambda model: [[*model.parameters(), *distiller.adapters.parameters()]]``.
+
+    Raises:
+        UserError: fastai is not installed.
+    """
+    try:
+        from fastai.callback.core import Callback
+    except ImportError:
+        raise UserError("fastai is not installed: pip install fastai.") from None
+
+    class DistillationCallback(Callback):
+        def before_batch(self) -> None:
+            self._watching = distiller.watching() if self.training else None
+            if self._watching is not None:
+                self._watching.__enter__()
+
+        def after_pred(self) -> None:
+            if self._watching is not None:
+                self._watching.__exit__(None, None, None)
+
+        def after_loss(self) -> None:
+            if self._watching is None:
+                return
+            weights = distiller.weights_at(self.train_iter, self.n_epoch * len(self.dls.train))
+            total, _ = distiller.to(self.pred.device).total(self.yb[0] if self.yb else None, weights)
+            self.learn.loss_grad = self.learn.loss_grad + total
+            self.learn.loss = self.learn.loss_grad.clone()
+
+    return DistillationCallback()
+
+
+class LoopCallback:
+    """For a loop of one's own: ``with callback: loss = criterion(student(x), y)``, then ``loss = loss + callback.terms(labels=y)``.
+
+    Args:
+        distiller: the objective.
+        total_steps: of the run, for terms with a schedule; steps are counted by :meth:`terms`.
+    """
+
+    def __init__(self, distiller: ModuleDistiller, total_steps: int = 1) -> None:
+        self.distiller, self.total_steps, self.step = distiller, total_steps, 0
+        self.values: dict[str, Tensor] = {}
+
+    def __enter__(self) -> LoopCallback:
+        self._watching = self.distiller.watching()
+        self._watching.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._watching.__exit__(*error)
+
+    def terms(self, labels: Tensor | None = None) -> Tensor:
+        """The weighted sum of the terms, to be added to the loss; unweighted values are in ``values``."""
+        weights = self.distiller.weights_at(self.step, self.total_steps)
+        total, self.values = self.distiller.total(labels, weights)
+        self.step += 1
+        return total

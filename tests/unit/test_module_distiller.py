@@ -1,0 +1,286 @@
+"""Distillation between any networks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sr_distill import ModuleDistiller
+from sr_distill.callbacks import LoopCallback, lightning_callback
+from sr_distill.errors import UserError
+from sr_distill.losses import decoupled, hard_soft, similarity, soft_target
+
+
+class Classifier(nn.Module):
+    """A convolution, a hidden vector, logits."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.hidden = nn.Sequential(nn.Linear(16 * width, width), nn.ReLU(inplace=True))
+        self.head = nn.Linear(width, 5)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.head(self.dropout(self.hidden(self.conv(x).relu().flatten(1))))
+
+
+def _networks():
+    torch.manual_seed(0)
+    return Classifier(3).eval(), Classifier(6)
+
+
+X, Y = torch.rand(8, 1, 4, 4), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+
+
+def test_outputs_are_compared_with_labels_and_with_the_teacher():
+    student, teacher = _networks()
+    lines = [
+        {"type": "cross_entropy", "weight": 0.3},
+        {"type": "soft_target", "temperature": 2.0, "weight": 0.7},
+        {"type": "decoupled", "beta": 2.0},
+        {"type": "hard_soft", "alpha": 0.4, "kind": "mse"},
+        lambda output, labels: (output.argmax(1) != labels).float().mean() + 0 * output.sum(),
+    ]
+    lines[-1].__name__ = "error"
+    distiller = ModuleDistiller(student, teacher, lines)
+    total, terms = distiller(X, labels=Y)
+    with torch.no_grad():
+        s, t = student(X), teacher.eval()(X)
+    hard = F.cross_entropy(s, Y)
+    expected = {
+        "cross_entropy": hard,
+        "soft_target": soft_target(s, t, 2.0),
+        "decoupled": decoupled(s, t, Y, beta=2.0),
+        "hard_soft": hard_soft(hard, s, t, alpha=0.4, kind="mse"),
+        "error": (s.argmax(1) != Y).float().mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    weights = (0.3, 0.7, 1, 1, 1)
+    torch.testing.assert_close(total.detach(), sum(w * v for w, v in zip(weights, expected.values())))
+    torch.testing.assert_close(distiller.output, s)
+
+
+def test_layers_are_compared_through_adapters_where_they_differ():
+    student, teacher = _networks()
+    pairs = {"conv": "conv", "hidden": "hidden"}
+    lines = [
+        {"type": "fitnet", "pairs": pairs},
+        {"type": "similarity", "pairs": [("hidden", "hidden")]},
+        {"type": "cosine", "pairs": {"hidden.0": "hidden.0"}, "adapter": "linear"},
+    ]
+    distiller = ModuleDistiller(student, teacher, lines, example=X)
+    assert len(distiller.adapters) == 3  # relations need none
+    total, terms = distiller(X)
+    total.backward()
+    assert all(p.grad is not None for p in distiller.parameters() if p is not student.head.weight and p is not student.head.bias)
+    assert all(p.grad is None for p in teacher.parameters())
+    with torch.no_grad():
+        maps = [(net.conv(X), net.hidden(net.conv(X).relu().flatten(1))) for net in (student, teacher)]
+        conv, hidden = (distiller.adapters[f"fitnet: {name} - {name}"].layer for name in ("conv", "hidden"))
+        fitnet = (F.mse_loss(conv(maps[0][0]), maps[1][0]) + F.mse_loss(hidden(maps[0][1]), maps[1][1])) / 2
+    torch.testing.assert_close(terms["fitnet"], fitnet)
+    torch.testing.assert_close(terms["similarity"], similarity(maps[0][1], maps[1][1]))
+
+
+def test_an_ensemble_is_its_weighted_mean_and_each_member_can_have_its_own_term():
+    student, a = _networks()
+    b = Classifier(4)
+    lines = [{"type": "logits"}, {"type": "logits", "teacher": "b", "name": "b_alone"}]
+    distiller = ModuleDistiller(student, {"a": a, "b": b}, lines, teacher_weights={"a": 3.0, "b": 1.0})
+    _, terms = distiller(X)
+    with torch.no_grad():
+        s, of_a, of_b = student(X), a.eval()(X), b.eval()(X)
+    torch.testing.assert_close(terms["logits"], F.mse_loss(s, 0.75 * of_a + 0.25 * of_b))
+    torch.testing.assert_close(terms["b_alone"], F.mse_loss(s, of_b))
+
+
+def test_the_teacher_is_frozen_in_eval_and_nowhere_to_be_found():
+    student, teacher = _networks()
+    distiller = ModuleDistiller(student, teacher, [{"type": "soft_target"}]).train().double()
+    assert len(list(distiller.parameters())) == len(list(student.parameters()))
+    assert set(distiller.state_dict()) == {f"student.{key}" for key in student.state_dict()}
+    assert next(teacher.parameters()).dtype == torch.float64
+    teacher.train()  # whoever does that: it is put back
+    first, again = (distiller.eval()(X.double())[1]["soft_target"] for _ in range(2))
+    assert first == again
+    assert not teacher.training
+
+
+def test_a_term_without_weight_runs_no_teacher():
+    student, teacher = _networks()
+    ran = []
+    teacher.register_forward_hook(lambda *_: ran.append(1))
+    schedule = {"start": 2, "warmup": 2}
+    lines = [{"type": "cross_entropy"}, {"type": "soft_target", "schedule": schedule, "weight": 4.0}]
+    distiller = ModuleDistiller(student, teacher, lines)
+    weights = [distiller.weights_at(step, 6) for step in range(6)]
+    assert [w[1] for w in weights] == [0, 0, 2, 4, 4, 4]
+    _, terms = distiller(X, labels=Y, weights=weights[0])
+    assert list(terms) == ["cross_entropy"]
+    assert not ran
+    with pytest.raises(UserError, match="a loss has a schedule"):
+        distiller(X, labels=Y)
+
+
+def test_networks_that_return_something_else_than_a_tensor():
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, pixels, scale=1.0):
+            return {"logits": self.net(pixels) * scale}
+
+    student, teacher = map(Wrapped, _networks())
+    distiller = ModuleDistiller(student, teacher, [{"type": "logits"}], output=lambda result: result["logits"])
+    with distiller.watching():
+        student(pixels=X, scale=2.0)
+    _, terms = distiller.total()
+    with torch.no_grad():
+        expected = F.mse_loss(*(net(X, scale=2.0)["logits"] for net in (student, teacher)))
+    torch.testing.assert_close(terms["logits"], expected)
+
+
+def test_without_a_teacher_it_is_plain_training():
+    student, _ = _networks()
+    _, terms = ModuleDistiller(student, None, [{"type": "cross_entropy"}])(X, labels=Y)
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(student(X), Y).detach())
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "at least one"),
+        ([{"type": "soft_targt"}], r"no loss 'soft_targt'.*Did you mean 'soft_target'"),
+        ([{"type": "contrastive"}], "no loss 'contrastive' of two tensors"),
+        ([{"type": "soft_target", "temprature": 2}], "unknown key 'temprature'.*Did you mean 'temperature'"),
+        ([{"type": "soft_target", "weight": -1}], "weight is -1"),
+        ([{"type": "soft_target"}, {"type": "soft_target"}], "several losses are called soft_target"),
+        ([{"type": "soft_target", "teacher": "b"}], "no teacher 'b'"),
+        ([{"type": "cross_entropy"}], "no loss looks at the teacher"),
+        ([{"type": "fitnet", "pairs": {"conv": "conv"}, "against": "labels"}], "against is 'labels'"),
+        ([{"type": "fitnet", "pairs": {"cnv": "conv"}}], r"the student has no layer 'cnv'\. Near: conv"),
+        ([{"type": "fitnet", "pairs": {"conv": "hidden"}}], "no conv1x1 adapter leads from"),
+        ([{"type": "fitnet", "adapter": "linear"}], "for terms with pairs"),
+        ([{"type": "fitnet", "task": "l1"}], "task is an option of hard_soft"),
+        ([{"type": "hard_soft", "task": "l3"}], "task is 'l3'"),
+        ([{"function": 3}], "expected something that can be called"),
+        ([{"type": "fitnet", "function": soft_target}], "give type"),
+        ([{"type": "soft_target", "schedule": {"start": 5, "stop": 2}}], "stop"),
+    ],
+)
+def test_mistakes_are_named(lines, expected):
+    student, teacher = _networks()
+    with pytest.raises(UserError, match=expected):
+        ModuleDistiller(student, teacher, lines, example=X)
+
+
+def test_more_mistakes_are_named():
+    student, teacher = _networks()
+    with pytest.raises(UserError, match="need example"):
+        ModuleDistiller(student, teacher, [{"type": "fitnet", "pairs": {"conv": "conv"}}])
+    with pytest.raises(UserError, match="the student is also the teacher"):
+        ModuleDistiller(student, student, [{"type": "logits"}])
+    with pytest.raises(UserError, match="give one weight for each"):
+        ModuleDistiller(student, teacher, [{"type": "logits"}], teacher_weights={"a": 1.0})
+    distiller = ModuleDistiller(student, teacher, [{"type": "decoupled"}])
+    with pytest.raises(UserError, match="run the student first"):
+        distiller.total(Y)
+    with pytest.raises(UserError, match="decoupled looks at the labels"):
+        distiller(X)
+    with pytest.raises(UserError, match="must run once, and ran 2 times"), distiller.watching():
+        student(X), student(X)
+    with pytest.raises(UserError, match=r"loss logits: .*\(8, 4\).*\(8, 5\)"):
+        ModuleDistiller(nn.Sequential(student, nn.Linear(5, 4)), teacher, [{"type": "logits"}])(X)
+    with pytest.raises(UserError, match="say which: a, b"):
+        pairs = {"conv": "conv"}
+        ModuleDistiller(student, {"a": teacher, "b": Classifier(2)}, [{"type": "fitnet", "pairs": pairs}], example=X)
+
+
+def _plain_loop(student, teacher, steps=4):
+    """Cross-entropy and a soft target written out."""
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    for _ in range(steps):
+        output = student(X)
+        loss = F.cross_entropy(output, Y) + 0.5 * soft_target(output, teacher(X).detach(), 3.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return student
+
+
+LINES = [{"type": "soft_target", "temperature": 3.0, "weight": 0.5}]
+
+
+def test_a_loop_with_the_callback_is_the_loop_written_out():
+    student, teacher = _networks()
+    expected = _plain_loop(copy.deepcopy(student), teacher.eval())
+    callback = LoopCallback(ModuleDistiller(student, teacher, LINES), total_steps=4)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    for _ in range(4):
+        with callback:
+            loss = F.cross_entropy(student(X), Y)
+        loss = loss + callback.terms()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert callback.step == 4
+    assert callback.values["soft_target"] > 0
+    for a, b in zip(student.parameters(), expected.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("returns", ["a loss", "a mapping"])
+def test_lightning_with_the_callback_is_the_loop_written_out(returns, tmp_path):
+    pl = pytest.importorskip("lightning.pytorch")
+    student, teacher = _networks()
+    student.dropout.p = 0.0  # Lightning trains in training mode
+    expected = _plain_loop(copy.deepcopy(student), teacher.eval())
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = student
+
+        def training_step(self, batch, index):
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            return loss if returns == "a loss" else {"loss": loss, "more": 1}
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    lines = [*LINES, {"type": "fitnet", "pairs": {"conv": "conv"}, "weight": 1e-9}]
+    distiller = ModuleDistiller(student, teacher, lines, example=X)
+    module = Module()
+    trainer = pl.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning_callback(distiller)],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8))
+    for a, b in zip(student.parameters(), expected.parameters()):
+        torch.testing.assert_close(a, b)
+    assert {"distillation/soft_target", "distillation/fitnet"} <= trainer.callback_metrics.keys()
+    assert all(p.grad.abs().sum() > 0 for p in distiller.adapters.parameters())
+    updated = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert updated >= {id(p) for p in distiller.adapters.parameters()}
+    assert "with_terms" not in repr(module.training_step)  # and it is put back
+
+
+def test_lightning_needs_the_student_in_the_module():
+    pl = pytest.importorskip("lightning.pytorch")
+    student, teacher = _networks()
+    callback = lightning_callback(ModuleDistiller(student, teacher, LINES))
+    with pytest.raises(UserError, match="no part of this LightningModule"):
+        callback.setup(None, pl.LightningModule(), "fit")
