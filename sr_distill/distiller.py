@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from .contracts import Batch
 from .errors import UserError
 from .losses import Loss
-from .models import Teacher, as_model
+from .models import SRModel, Teacher, as_model
 from .options import LossOptions, validate
-from .options.losses import TermOptions, check_balances, check_names, teachers_used
+from .options.losses import TermOptions, check_balances, check_names, check_weights, teachers_used
 from .options.schema import FeatureOptions
 from .train import build_task, find_weights, tap_teachers
+
+Pairs = str | Sequence[tuple[str, str]]
 
 
 class Distiller(nn.Module):
@@ -26,15 +28,19 @@ class Distiller(nn.Module):
     Args:
         student, teacher: any networks from RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale); the networks of this package
             (:class:`SRModel`) among them. Several teachers: a mapping from names to networks; terms against the teacher compare
-            with the mean of their outputs, or with one of them (``"teacher": name``).
+            with the mean of their outputs, or with one of them (``"teacher": name``). None: no teacher.
         losses: terms as in the options of a run: ``{"type": "fitnet", "weight": 0.1}``, ...; or functions of the student's output and of HR,
             both RGB (B, 3, H, W) in [0, 1], that give a scalar. ``{"function": f, "against": "teacher", "weight": 0.1}`` compares with
             something else, with ``"on": "features"`` adapted maps with the teacher's.
-        pairs: for terms on features: "auto", or (student's layer, teacher's layer) by module path.
+        pairs: for terms on features: "auto", or (student's layer, teacher's layer) by module path; of several teachers also a mapping
+            from their names to either.
         count: "auto": how many pairs, at most.
         adapter: conv1x1, conv3x3 or none.
+        normalise: "teacher": maps are compared in units of the deviation of the teacher's.
         self_ensemble: average the teacher's output over 8 flips and turns.
         teacher_weights: weight of each of several teachers in the mean of their outputs; None: all the same.
+        peers: further students, trained along (mutual learning); terms ``"against": "peers"`` compare each with all others. They are
+            called peer_1, peer_2, ...: ``"student": "peer_1"`` makes a term that one's alone.
 
     Raises:
         UserError: an option is wrong, a layer does not exist, or the two networks have different scales.
@@ -43,31 +49,35 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | Mapping[str, nn.Module],
+        teacher: nn.Module | Mapping[str, nn.Module] | None,
         losses: Sequence[Mapping[str, Any] | Callable[[Tensor, Tensor], Tensor]],
-        pairs: str | Sequence[tuple[str, str]] = "auto",
+        pairs: Pairs | Mapping[str, Pairs] = "auto",
         count: int = 3,
         adapter: str = "conv1x1",
         self_ensemble: bool = False,
         teacher_weights: Mapping[str, float] | None = None,
+        normalise: str = "none",
+        peers: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         terms = [_as_term(loss, index) for index, loss in enumerate(losses)]
-        named = pairs if isinstance(pairs, str) else [{"student": s, "teacher": t} for s, t in pairs]
-        features = validate(FeatureOptions, {"pairs": named, "count": count, "adapter": adapter}, "Distiller")
-        wrapped = as_model(student, "student")
-        given = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
+        given = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher or {})
+        own = {"student": student, **{f"peer_{number}": peer for number, peer in enumerate(peers, start=1)}}
+        students = {name: as_model(net, name) for name, net in own.items()}
         teachers = {name: Teacher(as_model(net, name), self_ensemble) for name, net in given.items()}
-        for name, frozen in teachers.items():
-            if wrapped.spec.scale != frozen.spec.scale:
-                raise UserError(f"the student has scale {wrapped.spec.scale} and the {name} {frozen.spec.scale}.")
-        if any(net is wrapped.net or net is student for net in given.values()):
-            raise UserError("the student is also the teacher, which would be frozen: give a copy (copy.deepcopy).")
-        _check(terms, list(teachers), teacher_weights)
+        _check_networks(students, teachers)
+        shared = {"count": count, "adapter": adapter, "normalise": normalise}
+        features = _features(pairs, shared, list(teachers))
+        _check(terms, list(teachers), list(students), teacher_weights)
         _check_use(terms, features, teachers, self_ensemble)
-        self.task = build_task({"student": wrapped}, teachers, terms, lambda name: features, teacher_weights)
+        self.task = build_task(students, teachers, terms, features.__getitem__, teacher_weights)
         # A plain dict, so that nn.Module does not take them for parts of this module.
         self._teachers = tap_teachers(self.task, teachers)
+
+    @property
+    def peers(self) -> list[nn.Module]:
+        """The networks that are trained along, as they were given."""
+        return [model.net for name, model in self.task.students.items() if name != "student"]
 
     @property
     def student(self) -> nn.Module:
@@ -139,17 +149,61 @@ def _as_term(loss: Mapping[str, Any] | Callable[[Tensor, Tensor], Tensor], index
     return validate(kind, {"type": name, **tree}, where)
 
 
-def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: Mapping[str, float] | None) -> None:
+class _FeaturesOf(dict[str, FeatureOptions]):
+    """Which maps are compared with those of each teacher; those of a peer as ``pairs`` says of all."""
+
+    def __init__(self, of_all: FeatureOptions) -> None:
+        super().__init__()
+        self.of_all = of_all
+
+    def __missing__(self, name: str) -> FeatureOptions:
+        return self.of_all
+
+
+def _features(pairs: Pairs | Mapping[str, Pairs], shared: Mapping[str, Any], teachers: Sequence[str]) -> _FeaturesOf:
+    def options(chosen: Pairs) -> FeatureOptions:
+        named = chosen if isinstance(chosen, str) else [{"student": s, "teacher": t} for s, t in chosen]
+        return validate(FeatureOptions, {"pairs": named, **shared}, "Distiller")
+
+    if not isinstance(pairs, Mapping):
+        return _FeaturesOf(options(pairs))
+    unknown = [name for name in pairs if name not in teachers]
+    if unknown:
+        raise UserError(f"pairs names {', '.join(unknown)}, but the teachers are {', '.join(teachers) or 'none'}.")
+    found = _FeaturesOf(options("auto"))
+    found.update({name: options(chosen) for name, chosen in pairs.items()})
+    return found
+
+
+def _check_networks(students: Mapping[str, SRModel], teachers: Mapping[str, Teacher]) -> None:
+    student = students["student"]
+    for name, other in {**students, **teachers}.items():
+        if student.spec.scale != other.spec.scale:
+            raise UserError(f"the student has scale {student.spec.scale} and the {name} {other.spec.scale}.")
+    trained = [model.net for model in students.values()]
+    if len({id(net) for net in trained}) < len(trained):
+        raise UserError("one network is there twice among the student and its peers: give a copy (copy.deepcopy).")
+    if any(teacher.model.net is net for teacher in teachers.values() for net in trained):
+        raise UserError("the student is also the teacher, which would be frozen: give a copy (copy.deepcopy).")
+
+
+def _check(
+    terms: Sequence[TermOptions],
+    teachers: list[str],
+    students: list[str],
+    teacher_weights: Mapping[str, float] | None,
+) -> None:
     try:
         teachers_used(terms, teachers)
         check_balances(terms)
         check_names(terms)
+        if terms:
+            check_weights(terms, students, 1 + max(term.counts_from for term in terms))
     except ValueError as error:
         raise UserError(f"losses: {error}.") from error
-    if any(term.source == "peers" or term.student is not None for term in terms):
-        raise UserError(
-            "losses: against peers, and student, are for runs with peers in their options; give the other network as teacher."
-        )
+    among_peers = any(term.source == "peers" for term in terms)
+    if among_peers != (len(students) > 1):
+        raise UserError("losses: terms against peers need peers=[...], and peers need such terms.")
     if teacher_weights is not None and set(teacher_weights) != set(teachers):
         raise UserError(
             f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
@@ -157,13 +211,14 @@ def _check(terms: Sequence[TermOptions], teachers: list[str], teacher_weights: M
 
 
 def _check_use(
-    terms: Sequence[TermOptions], features: FeatureOptions, teachers: Mapping[str, Teacher], x8: bool
+    terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Mapping[str, Teacher], x8: bool
 ) -> None:
     """What has no effect is refused, as in the options of a run."""
     unused = [name for name in teachers if not any(term.looks_at(name) for term in terms)]
     idle = [f"the teacher {name}" for name in unused]
-    if features != FeatureOptions() and not any(term.reads_maps for term in terms):
-        idle.append("pairs, count or adapter")
+    said = [features.of_all, *features.values()]
+    if any(options != FeatureOptions() for options in said) and not any(term.reads_maps for term in terms):
+        idle.append("pairs, count, adapter or normalise")
     if x8 and all(term.reads_maps or term.source != "teacher" for term in terms):
         idle.append("self_ensemble")
     if not terms:

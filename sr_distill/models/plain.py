@@ -14,6 +14,7 @@ from ..errors import UserError, did_you_mean
 from .base import ModelSpec, SRModel
 
 _PROBE = 32
+_OTHERS = ". For classifiers and other networks there is ModuleDistiller."
 
 
 @torch.no_grad()
@@ -28,13 +29,17 @@ def as_model(net: nn.Module, name: str) -> SRModel:
     was_training = net.training
     example = next(net.parameters(), torch.zeros(()))
     shape = (1, 3, _PROBE, _PROBE)
-    out = net.eval()(torch.zeros(shape, dtype=example.dtype, device=example.device))
-    net.train(was_training)
+    try:
+        out = net.eval()(torch.zeros(shape, dtype=example.dtype, device=example.device))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{name} cannot be run on RGB {shape} ({' '.join(str(error).split())[:200]}){_OTHERS}") from error
+    finally:
+        net.train(was_training)
     scale = out.shape[-1] // _PROBE if isinstance(out, torch.Tensor) else 0
     if scale < 1 or tuple(out.shape) != (1, 3, _PROBE * scale, _PROBE * scale):
         made = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise UserError(
-            f"{name} makes {made} of {shape}: a network gives RGB (B, 3, H*scale, W*scale) of (B, 3, H, W)."
+            f"{name} makes {made} of {shape}: a network gives RGB (B, 3, H*scale, W*scale) of (B, 3, H, W){_OTHERS}"
         )
     return SRModel(net, ModelSpec(name=name, scale=scale)).train(was_training)
 

@@ -74,7 +74,7 @@ def test_networks_of_this_package_and_automatic_pairs():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"count": 2}, "pairs, count or adapter has no effect"),
+        ({"count": 2}, "pairs, count, adapter or normalise has no effect"),
         ({"self_ensemble": True, "losses": [{"type": "fitnet"}]}, "self_ensemble has no effect"),
         ({"losses": [{"type": "l1"}]}, "the teacher teacher has no effect"),
         ({"losses": [{"type": "l1", "against": "teacher"}] * 2}, "several losses are called l1_sr_teacher"),
@@ -186,3 +186,48 @@ def test_the_package_has_no_other_lazy_names():
     assert sr_distill.Distiller is Distiller
     with pytest.raises(AttributeError, match="no attribute 'Distill'"):
         _ = sr_distill.Distill
+
+
+def test_students_may_learn_from_each_other_without_a_teacher():
+    """Mutual learning: each from the other as it is, without gradient into it."""
+    first, second = _network(4), _network(6)
+    losses = [{"type": "l1"}, {"type": "l1", "against": "peers", "weight": 0.5}, {"type": "fitnet", "against": "peers"}]
+    distiller = Distiller(first, None, losses, pairs=[("1", "1")], peers=[second])
+    assert distiller.student is first
+    assert distiller.peers == [second]
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    total, terms = distiller(lr, hr)
+    a, b = first(lr), second(lr)
+    torch.testing.assert_close(terms["l1_sr_peers"], F.l1_loss(a, b.clamp(0, 1)).detach())
+    torch.testing.assert_close(terms["peer_1_l1_sr_hr"], F.l1_loss(b, hr).detach())
+    total.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
+def test_each_teacher_may_have_pairs_of_its_own():
+    student, teachers = _network(4), {"a": _network(6), "b": _network(8)}
+    losses = [{"type": "fitnet", "teacher": name} for name in teachers]
+    distiller = Distiller(student, teachers, losses, pairs={"a": [("0", "1")], "b": [("1", "0")]})
+    paths = {
+        link.source: [(pair.student.path, pair.teacher.path) for pair in pairs]
+        for link, pairs in distiller.task.pairs.items()
+    }
+    assert paths == {"a": [("0", "1")], "b": [("1", "0")]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"teacher": None}, "compares with the teacher, but there is no teacher"),
+        ({"teacher": None, "losses": [{"type": "l1"}], "pairs": "auto", "peers": [_network(4)]}, "peers need such terms"),
+        ({"losses": [{"type": "l1", "against": "peers"}], "teacher": None}, "need peers"),
+        ({"pairs": {"a": "auto"}}, "pairs names a, but the teachers are teacher"),
+        ({"student": torch.nn.Linear(7, 3)}, "student cannot be run on RGB .* ModuleDistiller"),
+        ({"teacher": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))}, "ModuleDistiller"),
+        ({"normalise": "student"}, "normalise"),
+    ],
+)
+def test_more_mistakes_are_named(change, expected):
+    arguments = {"student": _network(4), "teacher": _network(6), "losses": LOSSES, "pairs": [("1", "1")]} | change
+    with pytest.raises(UserError, match=expected):
+        Distiller(**arguments)

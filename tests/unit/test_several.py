@@ -63,7 +63,7 @@ def test_features_of_each_of_two_teachers():
         ([{"type": "fitnet"}], None, r"say whose features, as in teacher: a \(teachers: a, b\)"),
         ([{"type": "fitnet", "teacher": "c"}], None, "there is no teacher 'c'.* Teachers: a, b"),
         ([{"type": "l1", "teacher": "a"}], None, "names a teacher, but does not compare with it"),
-        ([{"type": "l1", "against": "peers"}], None, "against peers, and student, are for runs"),
+        ([{"type": "l1", "against": "peers"}], None, "terms against peers need peers"),
         ([{"type": "l1"}], {"a": 1.0}, "give one weight for each"),
     ],
 )
