@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import types
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -168,15 +169,26 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return means.mul_(2).add_(c1).mul_(covariance).div_(spread).mean((1, 2))
 
 
+@functools.cache
+def _opencv() -> types.ModuleType | None:
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2
+
+
 def _blur(maps: Tensor) -> Tensor:
     """The Gaussian window, no padding: (B, H, W) to (B, H-10, W-10), float64.
 
-    On the CPU by OpenCV, which basicsr brings: PyTorch's convolution in float64 takes several times as long there.
+    On the CPU by OpenCV: PyTorch's convolution in float64 takes several times as long there, and serves where OpenCV cannot be imported
+    (it wants libraries of a desktop).
     """
     offset = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
     window = torch.exp(-offset.square() / (2 * _SIGMA**2))
     window = window / window.sum()
-    if maps.device.type == "cpu":
+    cv2 = _opencv() if maps.device.type == "cpu" else None
+    if cv2 is not None:
         kernel, rim = window.numpy(), slice(_WINDOW // 2, -(_WINDOW // 2))
         return torch.from_numpy(np.stack([cv2.sepFilter2D(m, -1, kernel, kernel)[rim, rim] for m in maps.numpy()]))
     rows = F.conv2d(maps.unsqueeze(1), window.view(1, 1, -1, 1))

@@ -1,7 +1,7 @@
 """Feature maps: which layers are compared, how they are read and made alike; pretrained networks for perceptual losses."""
 
 from .adapters import Adapter, Bridge, Units
-from .backbones import imagenet_normalised, lpips_network, vgg19_features
+from .backbones import imagenet_normalised, lpips_network, photograph, vgg19_features
 from .pairs import FeaturePair, choose_pairs
 from .substitution import ReplayTaps
 from .tapped import Need, TappedModel, TappedTeacher
@@ -22,5 +22,6 @@ __all__ = [
     "imagenet_normalised",
     "list_taps",
     "lpips_network",
+    "photograph",
     "vgg19_features",
 ]

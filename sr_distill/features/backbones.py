@@ -55,8 +55,7 @@ def vgg19_features() -> nn.Sequential:
 @torch.no_grad()
 def _to_unit_means(features: nn.Sequential) -> nn.Sequential:
     """Divide each convolution by the mean of its map after ReLU; what the network computes stays the same but for that factor."""
-    photo = to_tensor(read_rgb(training_photos()[0]))[None, :, :256, :256].float() / 255
-    before, x = 1.0, imagenet_normalised(photo)
+    before, x = 1.0, imagenet_normalised(photograph())
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             layer.bias.div_(before)  # the input is smaller by this already
@@ -68,6 +67,11 @@ def _to_unit_means(features: nn.Sequential) -> nn.Sequential:
         else:
             x = layer(x)
     return features
+
+
+def photograph() -> Tensor:
+    """The photograph on which maps are measured: RGB (1, 3, 256, 256) in [0, 1]."""
+    return to_tensor(read_rgb(training_photos()[0]))[None, :, :256, :256].float() / 255
 
 
 def imagenet_normalised(image: Tensor) -> Tensor:

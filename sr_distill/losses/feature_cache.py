@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
-from ..features import imagenet_normalised, lpips_network, vgg19_features
+from ..features import Taps, imagenet_normalised, lpips_network, photograph, vgg19_features
+from ..zoo import open_model
 from .common import unit
 
 _CONVS_IN_STAGE = (2, 2, 4, 4, 4)
@@ -50,6 +51,31 @@ def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
     if cache is None or not wanted <= cache.vgg_layers:  # a loss of the user's own need not announce its layers
         return _run_vgg(image, wanted)
     return cache.once("vgg19", image, lambda: _run_vgg(image, cache.vgg_layers))
+
+
+def network_maps(image: Tensor, network: str, layers: Collection[str]) -> dict[str, Tensor]:
+    """Maps that a network for super-resolution makes of an image (B, 3, H, W) taken as its input, by layer, each with a mean of |x| of 1
+    on a photograph."""
+    taps, scales = _sr_network(network, tuple(sorted(layers)))
+    taps.model.to(image.device)
+
+    def look() -> dict[str, Tensor]:
+        with _autocast(image):
+            maps = taps.run(image, need_sr=False).features
+        return {layer: value.to(image.dtype) / scales[layer] for layer, value in maps.items()}
+
+    cache = _CACHE.get()
+    return look() if cache is None else cache.once(f"{network} {sorted(layers)}", image, look)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _sr_network(network: str, layers: tuple[str, ...]) -> tuple[Taps, dict[str, float]]:
+    """A model by name or file, frozen, with its layers tapped, and how large the map of each is on a photograph."""
+    taps = Taps(open_model(network).eval().requires_grad_(False), layers)
+    with torch.no_grad():
+        maps = taps.run(photograph(), need_sr=False).features
+    return taps, {layer: max(float(value.abs().mean()), torch.finfo(value.dtype).tiny) for layer, value in maps.items()}
 
 
 def lpips_maps(image: Tensor, network: str) -> list[Tensor]:

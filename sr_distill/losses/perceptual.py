@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..features import lpips_network, vgg19_features
+from ..features import lpips_network, photograph, vgg19_features
+from ..zoo import find_file
 from .base import FeatureLoss, Loss, register_loss
 from .common import need_same_shape, unit
-from .feature_cache import layer_index, lpips_maps, vgg_maps
+from .feature_cache import layer_index, lpips_maps, network_maps, vgg_maps
 
 LAYERS: Mapping[str, float] = {"conv3_4": 1.0, "conv4_4": 1.0}
 """Layers of :func:`perceptual` and their factors where none are given."""
 
 
-def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = None, distance: str = "l1") -> Tensor:
-    """Distance of VGG19 feature maps: ``sum_l w_l mean d(phi_l(sr), phi_l(target))`` with d = |x - y| or (x - y)^2.
+def perceptual(
+    sr: Tensor,
+    target: Tensor,
+    layers: Mapping[str, float] | None = None,
+    distance: str = "l1",
+    network: str = "vgg19",
+) -> Tensor:
+    """Distance of feature maps: ``sum_l w_l mean d(phi_l(sr), phi_l(target))`` with d = |x - y| or (x - y)^2.
 
     Args:
         sr, target: RGB (B, 3, H, W) in [0, 1]; normalised to ImageNet's mean and deviation here, and only here.
-        layers: name of each layer (see VGG19_LAYERS) and its factor w_l; VGG is run no deeper than the deepest.
+        layers: name of each layer (see VGG19_LAYERS) and its factor w_l; the network is run no deeper than the deepest.
             None: :data:`LAYERS`.
         distance: "l1" or "l2".
+        network: "vgg19", or a network for super-resolution (a name of the zoo, or a file) that looks at the images as if they were its
+            input: its layers by module path. It needs no weights from elsewhere, and knows of textures what its task taught it.
 
     Returns:
         A scalar.
@@ -35,15 +45,22 @@ def perceptual(sr: Tensor, target: Tensor, layers: Mapping[str, float] | None = 
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, equation 2.
     """
-    factors = {layer_index(name): weight for name, weight in (layers or LAYERS).items()}
-    maps_sr = vgg_maps(sr, set(factors))
+    layers = layers or LAYERS
+    look = functools.partial(_vgg_by_name if network == "vgg19" else network_maps, network=network, layers=layers)
+    maps_sr = look(sr)
     with torch.no_grad():
-        maps_target = vgg_maps(target, set(factors))
+        maps_target = look(target)
     total = sr.new_zeros(())
-    for index, factor in factors.items():
-        difference = maps_sr[index] - maps_target[index]
+    for name, factor in layers.items():
+        difference = maps_sr[name] - maps_target[name]
         total = total + factor * (difference.abs() if distance == "l1" else difference.square()).mean()
     return total
+
+
+def _vgg_by_name(image: Tensor, network: str, layers: Collection[str]) -> dict[str, Tensor]:
+    indices = {name: layer_index(name) for name in layers}
+    maps = vgg_maps(image, set(indices.values()))
+    return {name: maps[index] for name, index in indices.items()}
 
 
 def lpips(sr: Tensor, target: Tensor, network: str = "alex") -> Tensor:
@@ -114,13 +131,40 @@ class Perceptual(LooksThroughVGG, ImageLoss):
     """Distance between VGG19 feature maps."""
 
     type: Literal["perceptual"] = Field(description="Name of the loss.")
-    network: Literal["vgg19"] = Field("vgg19", description="Feature network, pretrained on ImageNet.")
+    network: str = Field(
+        "vgg19",
+        description="Feature network: vgg19, pretrained on ImageNet; or a network for super-resolution, a name of the zoo or a file, which "
+        "needs no weights from elsewhere.",
+    )
     layers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         dict(LAYERS),
         min_length=1,
-        description="Layer and its factor. Names as torchvision's modules (features.16) or spelled out (conv3_4, relu3_4, pool3).",
+        description="Layer and its factor. Names as torchvision's modules (features.16) or spelled out (conv3_4, relu3_4, pool3); of another "
+        "network module paths, as sr-distill features --model M lists them.",
     )
     distance: Literal["l1", "l2"] = Field("l1", description="Mean absolute or mean squared difference of the maps.")
+
+    @model_validator(mode="after")
+    def _layers_of_its_own(self) -> Perceptual:
+        if self.network != "vgg19" and self.layers == LAYERS:
+            raise ValueError(f"layers must name those of {self.network}: sr-distill features --model {self.network}")
+        return self
+
+    @property
+    def vgg_layers(self) -> frozenset[int]:
+        """The indices of VGG19's layers that it looks at."""
+        return super().vgg_layers if self.network == "vgg19" else frozenset()
+
+    def weights_used(self) -> list[str]:
+        """The network, and the file that its weights come from."""
+        return super().weights_used() if self.network == "vgg19" else [f"{self.network}: {find_file(self.network)}"]
+
+    def prepare(self) -> None:
+        """Wrong names of layers and missing weights are an error now, not at the first step."""
+        if self.network == "vgg19":
+            super().prepare()
+        else:
+            network_maps(photograph(), self.network, self.layers)
 
 
 @register_loss(lpips)

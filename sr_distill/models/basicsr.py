@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 import types
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from torch import nn
 from ..errors import UserError
 from ..options.architectures import Architecture, Color, Depth, Width
 from ..registry import register_student, register_teacher
-from .base import StateDict
 
 
 def import_basicsr(module: str) -> types.ModuleType:
@@ -37,9 +35,9 @@ def import_basicsr(module: str) -> types.ModuleType:
         return importlib.import_module(f"basicsr.{module}")
     except ImportError as error:
         raise UserError(
-            f"the package basicsr cannot be imported ({error}). The networks edsr (edsr_x4 of the zoo), rcan, rrdbnet, swinir, msrresnet and "
-            "compact and the metric niqe are from it. Install it as in requirements.txt; on Python 3.13 and newer pip alone cannot build it: "
-            "bash scripts/venv.sh in a clone of sr_distill does, or take Python 3.10-3.12."
+            f"the package basicsr cannot be imported ({error}). The networks rcan, rrdbnet, swinir, msrresnet and compact and the metric niqe "
+            "are from it. pip install basicsr; on Python 3.13 and newer, where pip alone cannot build it: bash scripts/quickstart.sh in a "
+            "clone of sr_distill makes .venv with it, or take Python 3.10-3.12."
         ) from error
 
 
@@ -58,40 +56,6 @@ class CompactOptions(Architecture):
         channels = 3 if self.color == "rgb" else 1
         arch = import_basicsr("archs.srvgg_arch")
         return arch.SRVGGNetCompact(channels, channels, self.num_feat, self.num_block, scale, self.activation)
-
-
-@register_teacher
-class EDSROptions(Architecture):
-    """Lim et al. 2017; the defaults are EDSR-baseline."""
-
-    type: Literal["edsr"] = Field(description="Name of the network.")
-    num_feat: Width = Field(64, description="Channels of the body.")
-    num_block: Depth = Field(16, description="Residual blocks.")
-    res_scale: float = Field(1.0, gt=0, le=1, description="Factor on each residual (0.1 for the 256-channel EDSR).")
-
-    def build(self, scale: int) -> nn.Module:
-        """The network of basicsr."""
-        arch = import_basicsr("archs.edsr_arch")
-        return arch.EDSR(3, 3, self.num_feat, self.num_block, scale, self.res_scale)
-
-    @classmethod
-    def recognise(cls, state: StateDict) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-        """Read off checkpoints of BasicSR."""
-        if (
-            "conv_after_body.weight" not in state
-            or "body.0.conv1.weight" not in state
-            or "upsample.0.weight" not in state
-        ):
-            return None
-        num_feat = state["conv_first.weight"].shape[0]
-        found = {
-            "num_feat": num_feat,
-            "num_block": sum(key.startswith("body.") and key.endswith(".conv1.weight") for key in state),
-            # Not stored in a checkpoint: 0.1 in the large EDSR of the paper (256 channels), 1 in EDSR-baseline.
-            "res_scale": 0.1 if num_feat >= 256 else 1.0,
-        }
-        twice = "upsample.2.weight" in state
-        return found, (4 if twice else math.isqrt(state["upsample.0.weight"].shape[0] // num_feat),)
 
 
 @register_teacher

@@ -9,7 +9,7 @@ from ..options.architectures import Architecture
 from ..plugins import plugin_of
 from . import basicsr  # noqa: F401
 from .base import ModelSpec, SRModel
-from .published import bsrn, carn_m, efdn, hit_srf, imdn, pan, rfdn, rlfn  # noqa: F401
+from .published import bsrn, carn_m, edsr, efdn, hit_srf, imdn, pan, rfdn, rlfn  # noqa: F401
 from .students import ecbsr, fsrcnn, mobile_sr  # noqa: F401
 
 

@@ -119,3 +119,13 @@ def test_lpips_needs_32_pixels(random_backbones):
     assert measure(ImagePair(_flat(1, 32, 40), _flat(2, 32, 40))).isfinite()
     with pytest.raises(ValueError, match=r"^LPIPS needs at least 32x32 pixels, got 40x31$"):
         measure(ImagePair(_flat(1, 31, 40), _flat(2, 31, 40)))
+
+
+def test_ssim_is_the_same_without_opencv(monkeypatch):
+    """Which cannot be imported on systems without a desktop's libraries."""
+    from sr_distill.evaluate import measures
+
+    first, second = (torch.from_numpy(natural_image(40, 50, seed)).permute(2, 0, 1)[None] for seed in (0, 1))
+    with_it = measures.ssim_rgb(first, second, 4)
+    monkeypatch.setattr(measures, "_opencv", lambda: None)
+    torch.testing.assert_close(measures.ssim_rgb(first, second, 4), with_it, rtol=1e-9, atol=1e-9)
