@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 QUEUE = ROOT / "options/zoo"
 ZOO = ROOT / "sr_distill/zoo"
 SETS = ("Set5", "Set14")
+METRICS = ("psnr_y", "ssim_y")
+DIGITS = {"psnr_y": 4, "ssim_y": 5, "lpips_squeeze": 5, "vgg19_distance": 5}
+TITLES = {"psnr_y": "PSNR-Y in dB", "ssim_y": "SSIM-Y", "lpips_squeeze": "LPIPS", "vgg19_distance": "VGG19 distance"}
 LICENCES = {"hit_srf": "MIT", "rlfn": "Apache-2.0", "PAN": "none stated (research use)"}
 """Of teachers, by the start of their files' names."""
 
@@ -43,6 +46,21 @@ class Job:
         self.options: RunOptions = load_options(path, overrides)
         self.name = self.options.name
         self.folder = RunFolder(Path(self.options.output_dir) / self.name)
+
+    @property
+    def is_perceptual(self) -> bool:
+        """Whether it is trained for looks: measured and judged by perceptual distances, too."""
+        return self.options.validation is not None and (self.options.validation.best_by or "").startswith("lpips")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What its card tells."""
+        return (*METRICS, "lpips_squeeze", "vgg19_distance") if self.is_perceptual else METRICS
+
+    @property
+    def judged_by(self) -> int:
+        """Which of them decides whether it is better than what is in the zoo: PSNR, or the distance it was not trained with."""
+        return 3 if self.is_perceptual else 0
 
     @property
     def step(self) -> int:
@@ -100,20 +118,21 @@ def land(jobs: list[Job]) -> None:
         trained = job.folder.trained()
         if not trained.exists():
             continue
-        scores, standing = measure(load_model(trained)), _standing(job.name)
-        if standing is not None and _mean(scores) <= _mean(standing):
-            print(f"{job.name}: {_mean(scores):.3f} dB is no better than the {_mean(standing):.3f} dB in the zoo")
-            continue
         model = load_model(trained)
+        scores, standing = measure(model, job.metrics), _standing(job.name)
+        judge = job.metrics[job.judged_by]
+        if standing is not None and not _is_better(job, scores, standing):
+            print(f"{job.name}: {judge} {_mean(job, scores):.4f} is no better than the {_mean(job, standing):.4f} in the zoo")
+            continue
         save_model(model, ZOO / f"{job.name}.safetensors")
         write_text(ZOO / f"{job.name}.md", card(job, model, scores))
-        print(f"{job.name}: {_mean(scores):.3f} dB is in the zoo now")
+        print(f"{job.name}: {judge} {_mean(job, scores):.4f} is in the zoo now")
 
 
-def measure(model: SRModel) -> dict[str, list[float]]:
-    """PSNR-Y and SSIM-Y by set."""
-    scores = mean_scores(model, SETS, ("psnr_y", "ssim_y"), data_root())
-    return {name: [round(means["psnr_y"], 4), round(means["ssim_y"], 5)] for name, means in scores.items()}
+def measure(model: SRModel, metrics: Sequence[str] = METRICS) -> dict[str, list[float]]:
+    """Means by set, in the order of the metrics."""
+    scores = mean_scores(model, SETS, metrics, data_root())
+    return {name: [round(means[metric], DIGITS[metric]) for metric in metrics] for name, means in scores.items()}
 
 
 def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
@@ -121,28 +140,30 @@ def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
     options, architecture = job.options, job.options.student
     teacher = options.teacher.model
     licence = next((text for start, text in LICENCES.items() if Path(teacher).name.startswith(start)), "see its source")
-    rows = {"bicubic": measure(bicubic_model(options.scale)), job.name: scores}
-    rows[f"its teacher, {Path(teacher).stem}"] = measure(open_model(teacher, options.scale))
-    lines = [
-        f"| {name} | " + " | ".join(f"{p:.2f} / {s:.4f}" for p, s in row.values()) + " |" for name, row in rows.items()
-    ]
+    rows = {"bicubic": measure(bicubic_model(options.scale), job.metrics)}
+    if options.init_from is not None:
+        rows[f"{options.init_from}, from which it began"] = measure(open_model(options.init_from), job.metrics)
+    rows[job.name] = scores
+    rows[f"its teacher, {Path(teacher).stem}"] = measure(open_model(teacher, options.scale), job.metrics)
+    lines = [f"| {name} | " + " | ".join(map(_cell, row.values())) + " |" for name, row in rows.items()]
     file = job.path.resolve().relative_to(ROOT)
     data = ", ".join(f"{s.hr}" + (f" shrunk by {s.downscale}" if s.downscale > 1 else "") for s in options.data.train)
     shape = f"{architecture.num_feat} channels, {architecture.num_block} blocks, {model.num_parameters:,} parameters"
     crops = f"{options.data.batch_size} crops of {options.data.lr_size}x{options.data.lr_size} LR pixels"
     update = f"{options.optimizer.type.upper()} {options.optimizer.learning_rate:g}, {options.schedule.type} decay"
+    more = " LPIPS by SqueezeNet, with which it was trained; VGG19's distance, with which it was not." if job.is_perceptual else ""
     return f"""# {job.name}
 
-A student for phones: mobile_sr ({shape}), for x{options.scale}, {"luma" if architecture.color == "y" else "RGB"}.
+A student for phones: mobile_sr ({shape}), for x{options.scale}, {"luma" if architecture.color == "y" else "RGB"}{", sharper to the eye" if job.is_perceptual else ""}.
 
 | | {" | ".join(scores)} |
 |---|{"---|" * len(scores)}
 {chr(10).join(lines)}
 
-PSNR-Y in dB / SSIM-Y of the RGB output, border {options.scale}.
+{" / ".join(TITLES[metric] for metric in job.metrics)} of the RGB output; luma without a border of {options.scale}.{more}
 
 - Data: {data}; no DIV2K, no benchmark image. LR by MATLAB-like bicubic in floating point, rounded once.
-- Distilled from {Path(teacher).stem}: half L1 to HR, half L1 to the teacher's stored output.
+- {_objective(options, Path(teacher).stem)}
 - {options.train.total_steps:,} steps of {crops}, {update}, EMA {options.train.ema}, seed {options.seed}; measured once, at the end.
 - Options: `{file}`.
 
@@ -158,14 +179,34 @@ Licence of the teacher's weights: {licence}. The photographs are research data o
 """
 
 
+def _objective(options: RunOptions, teacher: str) -> str:
+    if all(term.type == "l1" for term in options.losses):
+        return f"Distilled from {teacher}: half L1 to HR, half L1 to the teacher's stored output."
+    terms = []
+    for term in options.losses:
+        size = f"weight {term.weight:g}" if term.balance is None else f"{term.balance.ratio:g} of L1's gradient"
+        terms.append(f"{term.type} on {term.on} against {term.source} ({size})")
+    return f"Distilled from {teacher}: {', '.join(terms)}."
+
+
+def _cell(values: list[float]) -> str:
+    psnr, *others = values
+    return " / ".join([f"{psnr:.2f}", *(f"{value:.4f}" for value in others)])
+
+
 def _standing(name: str) -> dict[str, list[float]] | None:
     """The scores on the card in the zoo."""
     path = ZOO / f"{name}.md"
     return json.loads(path.read_text().split("```json")[1].split("```")[0]) if path.exists() else None
 
 
-def _mean(scores: dict[str, list[float]]) -> float:
-    return sum(psnr for psnr, _ in scores.values()) / len(scores)
+def _is_better(job: Job, scores: dict[str, list[float]], standing: dict[str, list[float]]) -> bool:
+    difference = _mean(job, scores) - _mean(job, standing)
+    return difference < 0 if job.is_perceptual else difference > 0
+
+
+def _mean(job: Job, scores: dict[str, list[float]]) -> float:
+    return sum(values[job.judged_by] for values in scores.values()) / len(scores)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..features import lpips_network
+from ..losses.common import unit
+from ..losses.feature_cache import VGG19_LAYERS, vgg_maps
 from ..models.basicsr import import_basicsr
 
 _WINDOW, _SIGMA = 11, 1.5
@@ -109,6 +111,24 @@ def lpips_distance(sr: Tensor, hr: Tensor, network: str) -> Tensor:
         raise ImageError(f"LPIPS needs at least 32x32 pixels, got {sr.shape[-1]}x{sr.shape[-2]}")
     module = lpips_network(network).to(sr.device)
     return module(sr.float() / 255.0, hr.float() / 255.0, normalize=True).flatten().double()
+
+
+@torch.no_grad()
+def vgg19_distance(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean over VGG19's relu1_2, relu2_2 and relu3_4 of ``mean_hw sum_c (u_sr - u_hr)^2`` with u of unit length over the channels, of uint8
+    RGB (B, 3, H, W): LPIPS's recipe without its learned weights, for judging what was trained with LPIPS itself; (B,) float64.
+
+    Raises:
+        UserError: VGG19's pretrained weights cannot be had.
+
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, equation 1.
+    """
+    if min(sr.shape[-2:]) < 4:
+        raise ImageError(f"VGG19 needs at least 4x4 pixels, got {sr.shape[-1]}x{sr.shape[-2]}")
+    layers = {VGG19_LAYERS[name] for name in ("relu1_2", "relu2_2", "relu3_4")}
+    seen = [vgg_maps(image.float() / 255.0, layers) for image in (sr, hr)]
+    values = [(unit(seen[0][k], 1) - unit(seen[1][k], 1)).square().sum(1).mean((1, 2)) for k in sorted(layers)]
+    return torch.stack(values).mean(0).double()
 
 
 def niqe(sr: Tensor, border: int) -> Tensor:

@@ -270,6 +270,21 @@ class LPIPSVGG(_LPIPS):
 
 
 @register_metric
+class VGG19Distance(Metric):
+    """Distance of VGG19's maps (relu1_2, relu2_2, relu3_4), of unit length over the channels, on the whole RGB image."""
+
+    type: Literal["vgg19_distance"] = Field(description="Name of the metric.")
+
+    title = "VGG19 distance"
+    higher_is_better = False
+    digits = 4
+
+    def measure(self, pair: ImagePair, scale: int) -> Tensor:
+        """See :func:`measures.vgg19_distance`."""
+        return measures.vgg19_distance(pair.sr, pair.hr)
+
+
+@register_metric
 class NIQE(Metric):
     """NIQE of the image alone (BasicSR's), on Y."""
 

@@ -12,6 +12,8 @@ from sr_distill.errors import UserError
 from sr_distill.evaluate import METRICS, make_metric
 from sr_distill.evaluate.measures import ImagePair, niqe, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
+from ..conftest import natural_image
+
 # At scale 3: label, whether higher is better, decimals, sentence. A new metric gets a row.
 TEXTS = {
     "psnr_y": ("psnr_y_b3", True, 3, "PSNR in dB on Y of BT.601 (16-235), not rounded, a border of 3 cut off."),
@@ -31,6 +33,12 @@ TEXTS = {
     "lpips_alex": ("lpips_alex", False, 4, "LPIPS v0.1, backbone alex, on the whole RGB image."),
     "lpips_squeeze": ("lpips_squeeze", False, 4, "LPIPS v0.1, backbone squeeze, on the whole RGB image."),
     "lpips_vgg": ("lpips_vgg", False, 4, "LPIPS v0.1, backbone vgg, on the whole RGB image."),
+    "vgg19_distance": (
+        "vgg19_distance",
+        False,
+        4,
+        "Distance of VGG19's maps (relu1_2, relu2_2, relu3_4), of unit length over the channels, on the whole RGB image.",
+    ),
     "niqe": ("niqe_b3", False, 3, "NIQE of the image alone (BasicSR's), on Y, a border of 3 cut off."),
 }
 
@@ -119,6 +127,20 @@ def test_lpips_needs_32_pixels(random_backbones):
     assert measure(ImagePair(_flat(1, 32, 40), _flat(2, 32, 40))).isfinite()
     with pytest.raises(ValueError, match=r"^LPIPS needs at least 32x32 pixels, got 40x31$"):
         measure(ImagePair(_flat(1, 31, 40), _flat(2, 31, 40)))
+
+
+def test_vgg19_distance_is_lpips_recipe_on_vgg19(random_backbones):
+    from sr_distill.evaluate.measures import vgg19_distance
+    from sr_distill.features import imagenet_normalised, vgg19_features
+    from sr_distill.losses import normalised_difference
+
+    sr, hr = (torch.from_numpy(natural_image(24, 32, seed)).permute(2, 0, 1)[None] for seed in (0, 1))
+    expected = []
+    for last in (3, 8, 17):  # relu1_2, relu2_2, relu3_4 of torchvision's vgg19
+        maps = [vgg19_features()[: last + 1](imagenet_normalised(image.float() / 255)) for image in (sr, hr)]
+        expected.append(normalised_difference(*maps))
+    torch.testing.assert_close(vgg19_distance(sr, hr), torch.stack(expected).mean()[None].double())
+    assert vgg19_distance(sr, sr).item() == 0
 
 
 def test_ssim_is_the_same_without_opencv(monkeypatch):
