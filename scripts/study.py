@@ -271,7 +271,9 @@ class Runs:
         for variant in variants:
             options, _ = self.options_of(variant)
             if len(options.losses) == 2 and options.losses[1].reads_maps and options.losses[1].schedule is None:
-                found = _weight(options.model_copy(update={"losses": [options.losses[0], _balanced(options.losses[1])]}))
+                found = _weight(
+                    options.model_copy(update={"losses": [options.losses[0], _balanced(options.losses[1])]})
+                )
                 print(f"{variant}: weight: {found:.1g}", flush=True)
 
 

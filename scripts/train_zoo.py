@@ -122,7 +122,9 @@ def land(jobs: list[Job]) -> None:
         scores, standing = measure(model, job.metrics), _standing(job.name)
         judge = job.metrics[job.judged_by]
         if standing is not None and not _is_better(job, scores, standing):
-            print(f"{job.name}: {judge} {_mean(job, scores):.4f} is no better than the {_mean(job, standing):.4f} in the zoo")
+            print(
+                f"{job.name}: {judge} {_mean(job, scores):.4f} is no better than the {_mean(job, standing):.4f} in the zoo"
+            )
             continue
         save_model(model, ZOO / f"{job.name}.safetensors")
         write_text(ZOO / f"{job.name}.md", card(job, model, scores))
@@ -151,10 +153,16 @@ def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
     shape = f"{architecture.num_feat} channels, {architecture.num_block} blocks, {model.num_parameters:,} parameters"
     crops = f"{options.data.batch_size} crops of {options.data.lr_size}x{options.data.lr_size} LR pixels"
     update = f"{options.optimizer.type.upper()} {options.optimizer.learning_rate:g}, {options.schedule.type} decay"
-    more = " LPIPS by SqueezeNet, with which it was trained; VGG19's distance, with which it was not." if job.is_perceptual else ""
+    more = (
+        " LPIPS by SqueezeNet, with which it was trained; VGG19's distance, with which it was not."
+        if job.is_perceptual
+        else ""
+    )
+    kind = "luma" if architecture.color == "y" else "RGB"
+    kind += ", sharper to the eye" if job.is_perceptual else ""
     return f"""# {job.name}
 
-A student for phones: mobile_sr ({shape}), for x{options.scale}, {"luma" if architecture.color == "y" else "RGB"}{", sharper to the eye" if job.is_perceptual else ""}.
+A student for phones: mobile_sr ({shape}), for x{options.scale}, {kind}.
 
 | | {" | ".join(scores)} |
 |---|{"---|" * len(scores)}

@@ -111,7 +111,9 @@ class Distiller(nn.Module):
         batch = Batch(lr, hr)
         return self.task(batch, self.task.given_by(self._teachers, batch, weights), weights)
 
-    def balance(self, batches: Iterable[tuple[Tensor, Tensor]], weights: Sequence[float] | None = None) -> dict[str, float]:
+    def balance(
+        self, batches: Iterable[tuple[Tensor, Tensor]], weights: Sequence[float] | None = None
+    ) -> dict[str, float]:
         """Find the weights of losses with ``balance`` from the gradients in some batches of ``(lr, hr)``; returns them by name.
 
         Args:
@@ -210,9 +212,7 @@ def _check(
         )
 
 
-def _check_use(
-    terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Mapping[str, Teacher], x8: bool
-) -> None:
+def _check_use(terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Mapping[str, Teacher], x8: bool) -> None:
     """What has no effect is refused, as in the options of a run."""
     unused = [name for name in teachers if not any(term.looks_at(name) for term in terms)]
     idle = [f"the teacher {name}" for name in unused]

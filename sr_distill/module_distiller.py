@@ -84,7 +84,9 @@ class ModuleDistiller(nn.Module):
         self.adapters = nn.ModuleDict()
         if any(term.pairs for term in self._terms):
             if example is None:
-                raise UserError("terms with pairs need example=..., inputs of the networks, to see what their layers give.")
+                raise UserError(
+                    "terms with pairs need example=..., inputs of the networks, to see what their layers give."
+                )
             self._make_adapters(example if isinstance(example, tuple) else (example,))
 
     def forward(
@@ -166,9 +168,7 @@ class ModuleDistiller(nn.Module):
             hard = in_full_precision(lambda x: term.task(x, labels), self._output(seen.result))
             compute = functools.partial(compute, hard)
         try:
-            values = [
-                in_full_precision(compute, *tensors) for tensors in self._compared(term, seen, taught, labels)
-            ]
+            values = [in_full_precision(compute, *tensors) for tensors in self._compared(term, seen, taught, labels)]
         except (ValueError, RuntimeError) as error:
             raise UserError(f"loss {term.name}: {' '.join(str(error).split())}.") from error
         return values[0] if len(values) == 1 else torch.stack(values).mean()
@@ -363,7 +363,9 @@ def _term(line: Line, index: int, teachers: list[str]) -> _Term:
         raise UserError(f"{where}: give type, the name of a loss, or function, one of your own.")
     if name is not None:
         if name not in _named():
-            raise UserError(f"{where}: there is no loss '{name}' of two tensors.{did_you_mean(str(name), _named())} Allowed: {', '.join(_named())}.")
+            raise UserError(
+                f"{where}: there is no loss '{name}' of two tensors.{did_you_mean(str(name), _named())} Allowed: {', '.join(_named())}."
+            )
         function = _named()[name]
     elif not callable(function):
         raise UserError(f"{where}: function: got {function!r}; expected something that can be called with two tensors.")
@@ -410,7 +412,9 @@ def _task(where: str, name: str | None, tree: Mapping[str, Any]) -> Callable[[Te
     task = tree.get("task", "cross_entropy")
     found = task if callable(task) else _named().get(task)
     if found is None:
-        raise UserError(f"{where}: task is {task!r}; expected a loss of output and labels, as cross_entropy, l1 or mse.")
+        raise UserError(
+            f"{where}: task is {task!r}; expected a loss of output and labels, as cross_entropy, l1 or mse."
+        )
     return found
 
 

@@ -115,8 +115,10 @@ def lpips_distance(sr: Tensor, hr: Tensor, network: str) -> Tensor:
 
 @torch.no_grad()
 def vgg19_distance(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean over VGG19's relu1_2, relu2_2 and relu3_4 of ``mean_hw sum_c (u_sr - u_hr)^2`` with u of unit length over the channels, of uint8
-    RGB (B, 3, H, W): LPIPS's recipe without its learned weights, for judging what was trained with LPIPS itself; (B,) float64.
+    """Distance of VGG19's maps of uint8 RGB (B, 3, H, W): LPIPS's recipe without its learned weights; (B,) float64.
+
+    Mean over relu1_2, relu2_2 and relu3_4 of ``mean_hw sum_c (u_sr - u_hr)^2`` with u of unit length over the channels; for judging
+    what was trained with LPIPS itself.
 
     Raises:
         UserError: VGG19's pretrained weights cannot be had.

@@ -107,7 +107,9 @@ class Units(nn.Module):
         if not self._is_known:
             if self.deviation == 0:
                 mean = _mean_of_processes(teacher.float().mean()[None])
-                self.deviation.copy_(_mean_of_processes((teacher - mean).float().square().mean()[None]).sqrt().squeeze())
+                self.deviation.copy_(
+                    _mean_of_processes((teacher - mean).float().square().mean()[None]).sqrt().squeeze()
+                )
             if self.deviation == 0:  # a map that is the same everywhere has no size
                 self.deviation.fill_(1.0)
             self._is_known = True

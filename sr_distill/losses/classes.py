@@ -49,9 +49,7 @@ def _split(scaled: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own, rest, others
 
 
-def dist(
-    student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
-) -> Tensor:
+def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Correlations of predictions: ``T^2 (beta (1 - mean_n r(p_n, q_n)) + gamma (1 - mean_c r(p_c, q_c)))``.
 
     p, q are softmax(logits / T) of student and teacher, r Pearson's correlation: over the classes of each sample, and over the samples

@@ -134,7 +134,9 @@ class SoftmaxLoss(Loss):
     def _of_images_over_positions(self) -> SoftmaxLoss:
         if self.on == "sr" and self.over is not None:
             if self.over == "channels":
-                raise ValueError("over: channels would compare how red, green and blue share each pixel: leave out over")
+                raise ValueError(
+                    "over: channels would compare how red, green and blue share each pixel: leave out over"
+                )
             raise ValueError("over has no effect with on: sr, where it is positions: leave it out")
         return self
 
@@ -183,9 +185,13 @@ class HardSoft(SoftmaxLoss):
         own = {name for name in TermOptions.model_fields if name not in ("type", "on", "against")}
         given = [name for name in own if getattr(self.task, name) != TermOptions.model_fields[name].get_default()]
         if self.task.reads_maps or self.task.source != "hr" or given:
-            raise ValueError("task is a loss of the output to HR, with its own options alone: no on, against, weight, ...")
+            raise ValueError(
+                "task is a loss of the output to HR, with its own options alone: no on, against, weight, ..."
+            )
         if self.alpha == 1 and self.task.type != "l1":
-            raise ValueError("one of the two losses has no share with alpha: 1; leave out task, or choose a smaller alpha")
+            raise ValueError(
+                "one of the two losses has no share with alpha: 1; leave out task, or choose a smaller alpha"
+            )
         return self
 
     @property

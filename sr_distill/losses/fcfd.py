@@ -25,9 +25,13 @@ class FCFD(FeatureLoss):
     adapted: ClassVar[bool] = False  # it has bridges of its own
     type: Literal["fcfd"] = Field(description="Name of the loss.")
     against: Literal["teacher"] = Field("teacher", description="The teacher's.")
-    appearance: float = Field(5.0, ge=0, description="Factor of the squared difference of bridged maps and the teacher's.")
+    appearance: float = Field(
+        5.0, ge=0, description="Factor of the squared difference of bridged maps and the teacher's."
+    )
     path_maps: float = Field(
-        5.0, ge=0, description="Factor of the same for the maps that a path from student to teacher passes in the teacher."
+        5.0,
+        ge=0,
+        description="Factor of the same for the maps that a path from student to teacher passes in the teacher.",
     )
     path_outputs: float = Field(1.0, ge=0, description="Factor of the difference of the images at the ends of paths.")
     direction: Literal["both", "student_to_teacher", "teacher_to_student"] = Field(

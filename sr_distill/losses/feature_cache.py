@@ -54,8 +54,10 @@ def vgg_maps(image: Tensor, wanted: set[int]) -> dict[int, Tensor]:
 
 
 def network_maps(image: Tensor, network: str, layers: Collection[str]) -> dict[str, Tensor]:
-    """Maps that a network for super-resolution makes of an image (B, 3, H, W) taken as its input, by layer, each with a mean of |x| of 1
-    on a photograph."""
+    """Maps that a network for super-resolution makes of an image (B, 3, H, W) taken as its input, by layer.
+
+    Each is divided by the mean of |x| that it has on a photograph.
+    """
     taps, scales = _sr_network(network, tuple(sorted(layers)))
     taps.model.to(image.device)
 

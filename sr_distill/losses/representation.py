@@ -66,10 +66,15 @@ class ContrastiveRepresentation(FeatureLoss):
     adapted: ClassVar[bool] = False
     type: Literal["contrastive_representation"] = Field(description="Name of the loss.")
     against: Literal["teacher"] = Field("teacher", description="The teacher's.")
-    dimensions: int = Field(128, ge=1, le=4096, description="Of the embeddings, into which a linear layer each takes pooled maps.")
+    dimensions: int = Field(
+        128, ge=1, le=4096, description="Of the embeddings, into which a linear layer each takes pooled maps."
+    )
     temperature: float = Field(0.07, gt=0, description="Temperature of the similarities.")
     memory: int = Field(
-        0, ge=0, le=65536, description="Embeddings of earlier images that are kept as further negatives; 0: those of the batch alone."
+        0,
+        ge=0,
+        le=65536,
+        description="Embeddings of earlier images that are kept as further negatives; 0: those of the batch alone.",
     )
 
     @property
@@ -121,7 +126,9 @@ class Embeddings(nn.Module):
     def _negatives(self, own: Tensor, index: int, side: int) -> Tensor:
         """(B, K, D): for each image the others', and what is remembered."""
         count = len(own)
-        other = torch.arange(count - 1, device=own.device)[None] + torch.arange(1, count + 1, device=own.device)[:, None]
+        other = (
+            torch.arange(count - 1, device=own.device)[None] + torch.arange(1, count + 1, device=own.device)[:, None]
+        )
         others = own.detach()[other % count]
         memory = self.memory[index, side]
         remembered = memory[memory.any(1)]

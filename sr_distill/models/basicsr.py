@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import nn

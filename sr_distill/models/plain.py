@@ -32,7 +32,9 @@ def as_model(net: nn.Module, name: str) -> SRModel:
     try:
         out = net.eval()(torch.zeros(shape, dtype=example.dtype, device=example.device))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{name} cannot be run on RGB {shape} ({' '.join(str(error).split())[:200]}){_OTHERS}") from error
+        raise UserError(
+            f"{name} cannot be run on RGB {shape} ({' '.join(str(error).split())[:200]}){_OTHERS}"
+        ) from error
     finally:
         net.train(was_training)
     scale = out.shape[-1] // _PROBE if isinstance(out, torch.Tensor) else 0

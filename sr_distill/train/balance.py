@@ -44,14 +44,17 @@ def find_weights(
     due = [term for term, weight in zip(task.terms, weights, strict=True) if weight > 0 and term.is_unbalanced]
     measured_by = {term: term.loss.balanced_by([other.loss for other in task.terms]) for term in due}
     sums: dict[Term, list[float]] = {term: [0.0, 0.0] for term in due}
-    count = 1
-    for count, batch in enumerate(batches, start=1):
+    count = 0
+    for batch in batches:
+        count += 1
         for term in due:
             alone = [float(other is term) for other in task.terms]
             others = [w if p in measured_by[term] else 0.0 for p, w in enumerate(weights)]
             for index, chosen in enumerate((alone, others)):
                 sums[term][index] += _norm(task, teachers, batch, term.student, chosen, over_processes)
-    return {term.label: _found(term, own / count, theirs / count) for term, (own, theirs) in sums.items()}
+    return {
+        term.label: _found(term, own / max(count, 1), theirs / max(count, 1)) for term, (own, theirs) in sums.items()
+    }
 
 
 def _norm(

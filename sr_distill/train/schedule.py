@@ -40,8 +40,9 @@ def decay_start(total_steps: int, schedule: ScheduleOptions) -> int | None:
 def weight_at(step: int, term: LossOptions, total_steps: int) -> float:
     """Weight of a term in optimizer step ``step``: ``weight x rise x fall`` from ``start`` to ``stop``, 0 outside.
 
-    A term whose weight is found (``balance``) starts when it has one, ``after`` steps later. ``rise = min(1, (step - start + 1) / warmup)``. ``fall`` goes from 1, when the warm-up is over, to ``decay_to`` at ``stop`` (or
-    the end of the run), linearly or along half a cosine.
+    A term whose weight is found (``balance``) starts when it has one, ``after`` steps later. ``rise = min(1, (step - start + 1) / warmup)``.
+    ``fall`` goes from 1, when the warm-up is over, to ``decay_to`` at ``stop`` (or the end of the run), linearly
+    or along half a cosine.
     """
     plan, start = term.schedule, term.counts_from
     if plan is None:

@@ -64,9 +64,7 @@ class DistillationTask(nn.Module):
     @property
     def has_idle_weights(self) -> bool:
         """Whether there may be steps in which some of the weights take no part."""
-        steady = [
-            t for t in self.terms if t.loss.schedule is None and t.loss.counts_from == 0 and t.loss.weight > 0
-        ]
+        steady = [t for t in self.terms if t.loss.schedule is None and t.loss.counts_from == 0 and t.loss.weight > 0]
         whole = {term.student for term in steady if term.loss.reads_output}
         # Of the bridges of fcfd, each step has those of the paths that it draws.
         draws = next(self.terms.parameters(), None) is not None

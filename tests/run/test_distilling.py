@@ -16,7 +16,7 @@ from sr_distill.models import build_model, load_model
 from sr_distill.options import LossOptions, load_options, validate
 from sr_distill.train import build_run
 
-from ..conftest import architecture
+from ..conftest import ROOT, architecture
 from .helpers import assert_same, last_state, launch, log_of, run_training, write_options
 
 pytestmark = pytest.mark.run
@@ -115,6 +115,37 @@ def test_weights_that_are_found_are_said_logged_and_kept(work, capsys, random_ba
     state = last_state(work)["helpers"]
     kept = [value for key, value in state.items() if "found" in key]
     assert kept == [lines[-1]["weight_fitnet_features"], lines[-1]["weight_lpips_sr_hr"]]
+
+
+RECIPES = sorted([*(ROOT / "options").rglob("perceptual/*.yml"), *(ROOT / "options/zoo").glob("*perceptual.yml")])
+
+
+@pytest.mark.parametrize(
+    "recipe", RECIPES, ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}/{path.stem}"
+)
+def test_perceptual_recipes_train(work, recipe, random_backbones, capsys):
+    """As they are, but for what a recipe needs that is not installed: photos and the teacher's weights; every term, on output and maps."""
+    scale = yaml.safe_load(recipe.read_text())["scale"]
+    instead = [] if "embedded" in recipe.parts else ["data.train=[{hr: embedded}]", "validation.sets=[embedded]"]
+    if scale == 2:
+        instead += [f"teacher.model={work / 'teacher.safetensors'}", "teacher.check=false", "init_from=null"]
+    elif "embedded" not in recipe.parts:
+        instead.append("teacher.model=edsr_x4")
+    small = ["data.lr_size=16", "data.batch_size=2", "train.total_steps=3", "train.log_every=1", "teacher.cache=false"]
+    here = [f"output_dir={work / 'out'}", "name=run", f"data.cache_dir={work / 'cache'}", "validation=null"]
+    assert run_training(recipe, *instead, *here, *small) == 0
+    said, (line, *_) = capsys.readouterr().out, log_of(work / "out/run")
+    terms = {key for key in line if "_sr_" in key or key.endswith(("features", "projected"))}
+    labels = {key for key in terms if not key.startswith(("weight_", "share_"))}
+    assert {"l1_sr_hr", "l1_sr_teacher"} < labels
+    found = {label: line[f"weight_{label}"] for label in labels if not label.startswith("l1")}
+    assert {label.rpartition("_")[2] for label in found} >= {"hr", "teacher"}
+    assert any(label.endswith(("features", "projected")) for label in found)
+    assert all(weight > 0 for weight in found.values())
+    assert "looks through" in said or "mobile_sr_tiny_x4" in said
+    assert not torch.equal(
+        *(next(load_model(work / f"out/run/{n}.safetensors").parameters()) for n in ("initial", "last"))
+    )
 
 
 def test_each_of_several_students_ends_as_its_own_file(work, capsys):

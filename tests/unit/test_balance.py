@@ -76,7 +76,9 @@ def test_a_found_weight_stays_and_moves_nothing():
 
 def test_each_student_has_a_weight_of_its_own():
     students = {"student": build_model(small("mobile_sr"), 2), "peers": {"peer_1": build_model(small("compact"), 2)}}
-    objective = Objective([{"type": "l1"}, {"type": "mse", "balance": BALANCE}], students["student"], peers=students["peers"])
+    objective = Objective(
+        [{"type": "l1"}, {"type": "mse", "balance": BALANCE}], students["student"], peers=students["peers"]
+    )
     batches = [Batch(*pair) for pair in _batches()]
     found = find_weights(objective.task, {}, batches, [1.0] * 4)
     for name, label in (("student", "mse_sr_hr"), ("peer_1", "peer_1_mse_sr_hr")):
@@ -117,7 +119,13 @@ def test_a_gradient_of_nothing_is_an_error():
         ([{"type": "l1", "weight": 0.0}, {"type": "mse", "balance": BALANCE}], "no term with a weight of its own"),
         ([{"type": "mse", "balance": BALANCE, "name": "l1"}], "no term with a weight of its own"),
         ([{"type": "l1"}, {"type": "mse", "balance": {**BALANCE, "ratio": 0}}], "greater than 0"),
-        ([{"type": "l1"}, {"type": "mse", "balance": BALANCE, "schedule": {"stop": 2}}, ], None),
+        (
+            [
+                {"type": "l1"},
+                {"type": "mse", "balance": BALANCE, "schedule": {"stop": 2}},
+            ],
+            None,
+        ),
         (
             [{"type": "l1"}, {"type": "mse", "balance": {"after": 5}, "schedule": {"stop": 5}}],
             "found at step 5 .*schedule.stop is 5",

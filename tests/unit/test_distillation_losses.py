@@ -102,7 +102,9 @@ def test_contrastive_has_value_and_gradient_of_the_published_code(case, monkeypa
     _same_value_and_gradient(case, contrastive(*images, layers=case["layers"]), *student)
 
 
-@pytest.mark.parametrize("case", REFERENCE["contrastive_representation"]["cases"], ids=lambda c: str(c["student_shape"]))
+@pytest.mark.parametrize(
+    "case", REFERENCE["contrastive_representation"]["cases"], ids=lambda c: str(c["student_shape"])
+)
 def test_contrastive_representation_has_value_and_gradient_of_the_published_code(case):
     s0, t0 = _student(case["student_shape"]), _teacher(case["teacher_shape"])
     negatives = F.normalize(_negative(case["negatives_shape"]), dim=-1)
@@ -136,7 +138,9 @@ def test_gradients_are_finite_and_sane(name, dtype):
         gradient = torch.autograd.grad(value, student)[0]
         assert value.isfinite(), what
         assert gradient.isfinite().all(), what
-        assert gradient.abs().max() < (1e8 if name == "dist" else 1e6), what  # the authors' eps beside a product of norms
+        assert gradient.abs().max() < (1e8 if name == "dist" else 1e6), (
+            what
+        )  # the authors' eps beside a product of norms
 
 
 @pytest.mark.parametrize("name", [name for name in ON_MAPS if name != "activation_boundary"])

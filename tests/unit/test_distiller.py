@@ -219,7 +219,10 @@ def test_each_teacher_may_have_pairs_of_its_own():
     ("change", "expected"),
     [
         ({"teacher": None}, "compares with the teacher, but there is no teacher"),
-        ({"teacher": None, "losses": [{"type": "l1"}], "pairs": "auto", "peers": [_network(4)]}, "peers need such terms"),
+        (
+            {"teacher": None, "losses": [{"type": "l1"}], "pairs": "auto", "peers": [_network(4)]},
+            "peers need such terms",
+        ),
         ({"losses": [{"type": "l1", "against": "peers"}], "teacher": None}, "need peers"),
         ({"pairs": {"a": "auto"}}, "pairs names a, but the teachers are teacher"),
         ({"student": torch.nn.Linear(7, 3)}, "student cannot be run on RGB .* ModuleDistiller"),

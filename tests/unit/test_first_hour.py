@@ -45,7 +45,17 @@ def student():
 
 def test_everything_that_is_offered_is_listed_and_there():
     assert dir(sd) == sorted(
-        ["Distiller", "ModuleDistiller", "UserError", "__version__", "evaluate", "open_model", "save_model", "train", "upscale"]
+        [
+            "Distiller",
+            "ModuleDistiller",
+            "UserError",
+            "__version__",
+            "evaluate",
+            "open_model",
+            "save_model",
+            "train",
+            "upscale",
+        ]
     )
     for name in dir(sd):
         assert name == "__version__" or callable(getattr(sd, name))

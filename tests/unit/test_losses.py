@@ -179,7 +179,9 @@ def test_identical_images_cost_nothing_and_gradients_are_finite(random_backbones
     image = torch.rand(4, 3, 64, 64)
     # One is zero where the student is beyond the margin, the other never.
     if name not in ("activation_boundary", "contrastive_representation"):
-        assert loss(image, image).item() == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-4 if name == "dist" else 1e-6)
+        assert loss(image, image).item() == pytest.approx(
+            1e-3 if name == "charbonnier" else 0, abs=1e-4 if name == "dist" else 1e-6
+        )
     for sr in (image.clone(), torch.zeros_like(image), torch.ones_like(image) * 50):
         sr.requires_grad_()
         assert _gradient(loss(sr, image), sr).isfinite().all()
@@ -204,10 +206,18 @@ def test_the_hard_part_of_hard_soft_is_any_loss_of_the_output(random_backbones):
     """With its options, through the same door as a term of its own; its networks are shared with other terms."""
     student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
     batch = Batch(torch.rand(2, 3, 24, 24), torch.rand(2, 3, 48, 48))
-    for task in ("charbonnier", {"type": "perceptual", "layers": {"relu1_2": 1.0}}, {"type": "lpips", "network": "squeeze"}):
+    for task in (
+        "charbonnier",
+        {"type": "perceptual", "layers": {"relu1_2": 1.0}},
+        {"type": "lpips", "network": "squeeze"},
+    ):
         name = task if isinstance(task, str) else task["type"]
         alone = {"type": task} if isinstance(task, str) else task
-        losses = [{"type": "hard_soft", "task": task, "alpha": 0.25}, {"type": "soft_target", "temperature": 3.0}, alone]
+        losses = [
+            {"type": "hard_soft", "task": task, "alpha": 0.25},
+            {"type": "soft_target", "temperature": 3.0},
+            alone,
+        ]
         _, values = Objective(losses, student, teacher, count=1)(batch)
         both = 0.25 * values["soft_target_features"] + 0.75 * values[f"{name}_sr_hr"]
         torch.testing.assert_close(values["hard_soft_features"], both)

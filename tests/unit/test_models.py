@@ -187,7 +187,10 @@ def test_edsr_equals_basicsr_in_value_and_gradient(scale):
     image = torch.rand(2, 3, 9, 7)
     first, second = ours(image), theirs(image)
     torch.testing.assert_close(first, second)
-    gradients = (torch.autograd.grad(out.square().sum(), list(net.parameters())) for out, net in ((first, ours), (second, theirs)))
+    gradients = (
+        torch.autograd.grad(out.square().sum(), list(net.parameters()))
+        for out, net in ((first, ours), (second, theirs))
+    )
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 

@@ -78,7 +78,11 @@ def test_layers_are_compared_through_adapters_where_they_differ():
     assert len(distiller.adapters) == 3  # relations need none
     total, terms = distiller(X)
     total.backward()
-    assert all(p.grad is not None for p in distiller.parameters() if p is not student.head.weight and p is not student.head.bias)
+    assert all(
+        p.grad is not None
+        for p in distiller.parameters()
+        if p is not student.head.weight and p is not student.head.bias
+    )
     assert all(p.grad is None for p in teacher.parameters())
     with torch.no_grad():
         maps = [(net.conv(X), net.hidden(net.conv(X).relu().flatten(1))) for net in (student, teacher)]

@@ -347,8 +347,9 @@ def test_fcfd_equals_the_authors_code(part, distance):
     total, _ = objective(batch)
     ends = {"l1": "path_output_l1", "l2": "path_output_mse"}[distance]
     there, back = ([1, 1, 0, 0], [1, 1, 1, 0]), ([0, 0, 1, 1], [0, 0, 0, 1])
-    maps, into_teacher, into_student = ([(name, path) for path in paths] for name, paths in
-                                        (("path_map", there), (ends, there), (ends, back)))
+    maps, into_teacher, into_student = (
+        [(name, path) for path in paths] for name, paths in (("path_map", there), (ends, there), (ends, back))
+    )
     terms = {
         "appearance": [(1, ("appearance", None))],
         "path_maps": [(1, term) for term in maps],
@@ -365,7 +366,11 @@ def test_fcfd_equals_the_authors_code(part, distance):
     assert total.item() == pytest.approx(sum(f * _published(*term)[0] for f, term in terms), rel=1e-9)
     for name, gradient in zip(weights, gradients):
         expected = sum(f * _published(*term, name)[1] for f, term in terms)
-        got = 0.0 if gradient is None else float((gradient.flatten() * torch.arange(gradient.numel(), dtype=torch.float64).sin()).sum())
+        got = (
+            0.0
+            if gradient is None
+            else float((gradient.flatten() * torch.arange(gradient.numel(), dtype=torch.float64).sin()).sum())
+        )
         assert got == pytest.approx(expected, rel=1e-5, abs=1e-8), name
 
 
