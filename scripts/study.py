@@ -72,7 +72,7 @@ def _without_teacher(*terms: str) -> list[str]:
     return [*_against_hr(*terms), "teacher=null"]
 
 
-_FITNET, _FCFD = "{type: fitnet, on: features, weight: 0.3", "{type: fcfd, on: features, weight: 0.05"
+_FITNET, _FCFD = "{type: fitnet, on: features, weight: 0.3", "{type: fcfd, on: features, balance: {ratio: 0.3}"
 _AFFINITY, _ATTENTION = (
     "{type: spatial_affinity, on: features, weight: 0.01",
     "{type: attention_transfer, on: features, weight: 10",

@@ -36,6 +36,7 @@ ORDER = [
     "export",
     "api",
     "cli",
+    "__main__",
 ]
 FILES = sorted((ROOT / "sr_distill").rglob("*.py"))
 
