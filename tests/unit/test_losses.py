@@ -12,7 +12,7 @@ import torchvision
 from sr_distill.contracts import Batch, Prediction
 from sr_distill.data import luma
 from sr_distill.errors import UserError
-from sr_distill.features import backbones, vgg19_features
+from sr_distill.features import Taps, backbones, photograph, vgg19_features
 from sr_distill.losses import (
     LOSSES,
     LossInputs,
@@ -26,6 +26,7 @@ from sr_distill.losses import (
 )
 from sr_distill.losses.feature_cache import VGG19_LAYERS
 from sr_distill.models import build_model
+from sr_distill.zoo import open_model
 
 from ..conftest import IMAGE_PAIR, Objective, images_as_maps, small, terms, vgg_mean
 
@@ -200,6 +201,28 @@ def test_the_target_gets_no_gradient_and_the_loss_no_trainable_weights(random_ba
     sr, hr = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
     assert _loss(name)(sr, hr).requires_grad
     assert not list(terms({"type": name})[0].build([], 0).parameters())
+
+
+def test_perceptual_through_a_network_for_super_resolution():
+    """Its maps of the images, each in units of its size on a photograph; once an image, however many terms look at it."""
+    sr, hr = torch.rand(1, 3, 24, 24, requires_grad=True), torch.rand(1, 3, 24, 24)
+    layers, model = {"body.1": 2.0, "body.3": 1.0}, open_model("mobile_sr_tiny_x4")
+    of_sr, of_hr, of_photo = (Taps(model, list(layers)).run(x).features for x in (sr, hr, photograph()))
+    expected = sum(f * (of_sr[k] - of_hr[k]).abs().mean() / of_photo[k].abs().mean() for k, f in layers.items())
+    got = perceptual(sr, hr, layers, network="mobile_sr_tiny_x4")
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(_gradient(got, sr), _gradient(expected, sr))
+    term = {"type": "perceptual", "network": "mobile_sr_tiny_x4", "layers": layers}
+    (loss,) = terms(term)
+    assert loss.weights_used()[0].endswith("mobile_sr_tiny_x4.safetensors")
+    assert loss.vgg_layers == frozenset()
+    with pytest.raises(UserError, match="layers must name those of mobile_sr_tiny_x4"):
+        terms({"type": "perceptual", "network": "mobile_sr_tiny_x4"})
+    student = build_model(small("mobile_sr"), 2)
+    with pytest.raises(UserError, match="has no layer 'body.77'"):
+        Objective([term | {"layers": {"body.77": 1.0}}], student)
+    with pytest.raises(UserError, match="mobile_sr_tiny_x5"):
+        Objective([term | {"network": "mobile_sr_tiny_x5"}], student)
 
 
 def test_the_hard_part_of_hard_soft_is_any_loss_of_the_output(random_backbones):

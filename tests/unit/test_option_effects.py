@@ -35,6 +35,7 @@ OTHER = {
     "milestones": [2],
     "mlp_ratio": 1.0,
     "num_feat": 40,
+    "network": "mobile_sr_tiny_x4",
     "num_heads": [4],
     "num_mid": 4,
     "num_shrink": 4,
@@ -66,11 +67,11 @@ WITH_IN = {
 
 def _another(name, field, base):
     """Another value of a field than the one in ``base``, or than its default."""
-    if name in OTHER:
-        return OTHER[name]
     annotation, now = field.annotation, base.get(name, field.get_default())
     if get_origin(annotation) is Literal:
         return next((value for value in get_args(annotation) if value != now), None)
+    if name in OTHER:
+        return OTHER[name]
     if isinstance(now, bool):
         return not now
     if isinstance(now, int):
