@@ -16,7 +16,13 @@ _EPS = 1e-8
 
 
 def decoupled(
-    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    t_squared: bool = True,
 ) -> Tensor:
     """Soft target in two parts: ``T^2 / N sum_n (alpha KL(b_t || b_s) + beta KL(q_t || q_s))``.
 
@@ -28,6 +34,7 @@ def decoupled(
         labels: (N,) the right classes.
         alpha, beta: factors of the parts (target class, non-target class).
         temperature: T.
+        t_squared: False: without the factor T^2.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
     """
@@ -37,7 +44,7 @@ def decoupled(
     (own_s, rest_s, others_s), (own_t, rest_t, others_t) = (_split(x / temperature, right) for x in (student, teacher))
     of_target = own_t.exp() * (own_t - own_s) + rest_t.exp() * (rest_t - rest_s)
     of_others = (others_t.exp() * (others_t - others_s)).masked_fill(right, 0.0).sum(1)
-    return (alpha * of_target + beta * of_others).mean() * temperature**2
+    return (alpha * of_target + beta * of_others).mean() * (temperature**2 if t_squared else 1)
 
 
 def _split(scaled: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +56,14 @@ def _split(scaled: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own, rest, others
 
 
-def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> Tensor:
+def dist(
+    student: Tensor,
+    teacher: Tensor,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    t_squared: bool = True,
+) -> Tensor:
     """Correlations of predictions: ``T^2 (beta (1 - mean_n r(p_n, q_n)) + gamma (1 - mean_c r(p_c, q_c)))``.
 
     p, q are softmax(logits / T) of student and teacher, r Pearson's correlation: over the classes of each sample, and over the samples
@@ -59,7 +73,8 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
         student, teacher: (N, C) logits, or maps (B, C, H, W), of which each place is a sample. With one sample the second part is
             constant.
         beta, gamma: factors of the parts.
-        temperature: T; the paper has no T^2, the authors' code has.
+        temperature: T.
+        t_squared: False: without the factor T^2, as in the paper; the authors' code has it.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, equations 6 to 9.
     """
@@ -67,7 +82,7 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
     precise = torch.promote_types(student.dtype, torch.float32)  # what is left of p without its mean is small
     p, q = (F.softmax(x.movedim(1, -1).flatten(0, -2) / temperature, 1, precise) for x in (student, teacher))
     between_classes, between_samples = (1 - _correlation(p, q, dim).mean() for dim in (1, 0))
-    return (beta * between_classes + gamma * between_samples) * temperature**2
+    return (beta * between_classes + gamma * between_samples) * (temperature**2 if t_squared else 1)
 
 
 def _correlation(p: Tensor, q: Tensor, dim: int) -> Tensor:
@@ -84,4 +99,5 @@ class Dist(FeatureLoss):
     type: Literal["dist"] = Field(description="Name of the loss.")
     beta: float = Field(1.0, ge=0, description="Factor of the correlations between channels.")
     gamma: float = Field(1.0, ge=0, description="Factor of the correlations between places.")
-    temperature: float = Field(1.0, gt=0, description="Temperature of both softmaxes; the loss carries its square.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of both softmaxes.")
+    t_squared: bool = Field(True, description="The factor temperature squared, which the paper lacks.")

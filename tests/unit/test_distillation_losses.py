@@ -276,13 +276,15 @@ def test_the_page_of_losses_lists_every_one():
     assert all(f"`{name}`" in page for name in FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", ["soft_target", "channel_wise", "hard_soft"])
+@pytest.mark.parametrize("name", ["soft_target", "channel_wise", "hard_soft", "dist", "decoupled"])
 def test_the_factor_t_squared_can_be_left_out(name):
-    student, teacher = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
-    first = [torch.zeros(())] if name == "hard_soft" else []
-    with_it, without = (
-        getattr(losses, name)(*first, student, teacher, temperature=3.0, t_squared=t) for t in (True, False)
-    )
+    shape = (2, 5) if name == "decoupled" else (2, 5, 3, 3)
+    tensors = [torch.randn(shape), torch.randn(shape)]
+    if name == "hard_soft":
+        tensors.insert(0, torch.zeros(()))
+    if name == "decoupled":
+        tensors.append(torch.tensor([0, 3]))
+    with_it, without = (getattr(losses, name)(*tensors, temperature=3.0, t_squared=t) for t in (True, False))
     torch.testing.assert_close(with_it, 9 * without)
 
 
