@@ -60,6 +60,7 @@ WITH = {
 }
 WITH_IN = {
     (LOSSES["channel_wise"], "t_squared"): {"temperature": 2.0},
+    (LOSSES["dist"], "gamma"): {},
     (LOSSES["dist"], "t_squared"): {"temperature": 2.0},
     (WeightSchedule, "decay"): {"decay_to": 0.5},
 }
