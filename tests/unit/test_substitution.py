@@ -119,9 +119,9 @@ def _objective(*losses, student=None, teacher=None, **features):
 
 
 def _edsr_from_its_last_block(net, lr, feature):
-    """What follows in basicsr's EDSR, written out."""
-    first = net.conv_first((lr - net.mean) * net.img_range)
-    return net.conv_last(net.upsample(net.conv_after_body(feature) + first)) / net.img_range + net.mean
+    """What follows in EDSR, written out."""
+    first = net.conv_first((lr - net.mean) * 255)
+    return net.conv_last(net.upsample(net.conv_after_body(feature) + first)) / 255 + net.mean
 
 
 def test_decoded_l1_is_the_difference_of_two_images_of_the_teacher():
