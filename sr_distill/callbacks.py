@@ -76,7 +76,7 @@ def fastai_callback(distiller: ModuleDistiller) -> Any:
     Adapters must be in the learner's parameters: give it ``splitter=lambda model: [[*model.parameters(), *distiller.adapters.parameters()]]``.
 
     Raises:
-        UserError: fastai is not installed.
+        UserError: fastai is not installed; when training begins: the student is no part of the model, or adapters would not be trained.
     """
     try:
         from fastai.callback.core import Callback
@@ -84,6 +84,15 @@ def fastai_callback(distiller: ModuleDistiller) -> Any:
         raise UserError("fastai is not installed: pip install fastai.") from None
 
     class DistillationCallback(Callback):
+        def before_fit(self) -> None:
+            if not any(module is distiller.student for module in self.learn.model.modules()):
+                raise UserError("the distiller's student is no part of the learner's model.")
+            trained = {id(parameter) for parameter, *_ in self.learn.opt.all_params()}
+            if not all(id(parameter) in trained for parameter in distiller.adapters.parameters()):
+                raise UserError(
+                    "the distiller's adapters are not in the learner's parameters: give the learner a splitter with them."
+                )
+
         def before_batch(self) -> None:
             self._watching = distiller.watching() if self.training else None
             if self._watching is not None:
@@ -97,7 +106,9 @@ def fastai_callback(distiller: ModuleDistiller) -> Any:
             if self._watching is None:
                 return
             weights = distiller.weights_at(self.train_iter, self.n_epoch * len(self.dls.train))
-            total, _ = distiller.to(self.pred.device).total(self.yb[0] if self.yb else None, weights)
+            # Teachers and adapters are no part of the model, which fastai moved.
+            distiller.to(next(distiller.student.parameters()).device)
+            total, _ = distiller.total(self.yb[0] if self.yb else None, weights)
             self.learn.loss_grad = self.learn.loss_grad + total
             self.learn.loss = self.learn.loss_grad.clone()
 

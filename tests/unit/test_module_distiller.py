@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sr_distill import ModuleDistiller
-from sr_distill.callbacks import LoopCallback, lightning_callback
+from sr_distill.callbacks import LoopCallback, fastai_callback, lightning_callback
 from sr_distill.errors import UserError
 from sr_distill.losses import decoupled, hard_soft, similarity, soft_target
 
@@ -282,9 +283,89 @@ def test_lightning_with_the_callback_is_the_loop_written_out(returns, tmp_path):
     assert "with_terms" not in repr(module.training_step)  # and it is put back
 
 
+def test_fastai_with_the_callback_is_the_same_loop(tmp_path):
+    pytest.importorskip("fastai")
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.optimizer import OptimWrapper
+
+    student, teacher = _networks()
+    student.dropout.p = 0.0  # fastai trains in training mode
+    lines = [
+        {**LINES[0], "schedule": {"warmup": 2, "decay_to": 0.5}},
+        {"type": "fitnet", "pairs": {"conv": "conv"}, "weight": 0.1},
+        {"type": "decoupled", "weight": 0.1},
+    ]
+    distiller = ModuleDistiller(student, teacher, lines, example=X)
+    expected = copy.deepcopy(distiller)
+    callback = LoopCallback(expected, total_steps=4)
+    optimizer = torch.optim.SGD(expected.parameters(), 0.1)
+    for _ in range(4):
+        with callback:
+            loss = F.cross_entropy(expected.student(X), Y)
+        optimizer.zero_grad()
+        (loss + callback.terms(labels=Y)).backward()
+        optimizer.step()
+    twice = torch.utils.data.TensorDataset(X.repeat(2, 1, 1, 1), Y.repeat(2))
+    learner = Learner(
+        DataLoaders(*(torch.utils.data.DataLoader(twice, batch_size=8) for _ in range(2))),
+        student,
+        loss_func=nn.CrossEntropyLoss(),
+        opt_func=functools.partial(OptimWrapper, opt=torch.optim.SGD),
+        splitter=lambda model: [[*model.parameters(), *distiller.adapters.parameters()]],
+        path=tmp_path,
+    )
+    with learner.no_logging():
+        learner.fit(2, lr=0.1, cbs=[fastai_callback(distiller)])
+    for (name, a), b in zip(distiller.named_parameters(), expected.parameters()):
+        torch.testing.assert_close(a, b, msg=name)
+    # Nothing is added to what is measured.
+    assert learner.recorder.values[-1][1] == pytest.approx(F.cross_entropy(student(X), Y).item(), rel=1e-5)
+
+
 def test_lightning_needs_the_student_in_the_module():
     pl = pytest.importorskip("lightning.pytorch")
     student, teacher = _networks()
     callback = lightning_callback(ModuleDistiller(student, teacher, LINES))
     with pytest.raises(UserError, match="no part of this LightningModule"):
         callback.setup(None, pl.LightningModule(), "fit")
+
+
+def _learner(model, **options):
+    """A learner of one batch."""
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8)
+    return Learner(DataLoaders(loader, loader), model, **({"loss_func": nn.CrossEntropyLoss()} | options))
+
+
+def test_fastai_needs_the_student_in_the_model_and_adapters_in_the_optimizer():
+    pytest.importorskip("fastai")
+    student, teacher = _networks()
+    with pytest.raises(UserError, match="no part of the learner's model"):
+        _learner(copy.deepcopy(student)).fit(1, cbs=[fastai_callback(ModuleDistiller(student, teacher, LINES))])
+    lines = [{"type": "fitnet", "pairs": {"conv": "conv"}}]
+    with pytest.raises(UserError, match="a splitter"):
+        _learner(student).fit(1, cbs=[fastai_callback(ModuleDistiller(student, teacher, lines, example=X))])
+
+
+def test_fastai_with_a_network_that_returns_a_dictionary():
+    pytest.importorskip("fastai")
+    student, teacher = _networks()
+
+    class Named(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    student, teacher = Named(student), Named(teacher)
+    distiller = ModuleDistiller(student, teacher, LINES, output=lambda result: result["logits"])
+    before = copy.deepcopy(student.net.head.weight)
+    learner = _learner(student, loss_func=lambda result, labels: F.cross_entropy(result["logits"], labels))
+    with learner.no_logging():
+        learner.fit(1, lr=0.1, cbs=[fastai_callback(distiller)])
+    assert (student.net.head.weight != before).any()
