@@ -51,9 +51,7 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
             def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
                 with distiller.watching():
                     result = self._own_step(batch, *args, **kwargs)
-                # Teachers are no part of the module, which Lightning moved.
-                for teacher in distiller._teachers.values():
-                    teacher.to(pl_module.device)
+                distiller.to(pl_module.device)  # teachers are no part of the module, which Lightning moved
                 weights = distiller.weights_at(trainer.global_step, trainer.estimated_stepping_batches)
                 total, terms = distiller.total(None if labels is None else labels(batch), weights)
                 pl_module.log_dict({f"distillation/{name}": value for name, value in terms.items()})

@@ -115,13 +115,11 @@ class Embeddings(nn.Module):
         pooled = (x.float().mean((2, 3)) for x in (student, teacher))
         heads = self.student[index], self.teacher[index]
         s, t = (all_samples(unit(in_full_precision(head, x), 1)) for head, x in zip(heads, pooled))
-        if self.training and self.options.memory:
-            kept = self._negatives(s, index, 0), self._negatives(t, index, 1)
-            value = contrastive_representation(s, t, *kept, self.options.temperature)
-            self._remember(index, s, t)
-            return value
         negatives = self._negatives(s, index, 0), self._negatives(t, index, 1)
-        return contrastive_representation(s, t, *negatives, self.options.temperature)
+        value = contrastive_representation(s, t, *negatives, self.options.temperature)
+        if self.training and self.options.memory:
+            self._remember(index, s, t)
+        return value
 
     def _negatives(self, own: Tensor, index: int, side: int) -> Tensor:
         """(B, K, D): for each image the others', and what is remembered."""
