@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data.images import open_image, to_pixels, to_rgb, to_tensor
 from .devices import pick_device
 from .errors import UserError
 from .evaluate import evaluate_set, make_metric, open_set
-from .export import open_in
+from .export import open_for, open_in
 from .files import data_root
-from .infer import upscale as upscale_tensor
+from .infer import TILE, Enlarger, Picture, Scale, Upscaler, Upscalers, open_picture, parse_scale, picture_of, to_image
+from .infer.alpha import Alpha
+from .infer.rows import rows_of
+from .infer.upscale import Precision
 from .models import SRModel
 from .options import RunOptions, load_options, validate
 from .options.architectures import ArchitectureOptions
@@ -53,34 +55,55 @@ def open_model(
 
 
 def upscale(
-    image: ImageLike, model: SRModel | str | Path = DEFAULT_MODEL, device: str = "auto", tile: int = 256
+    image: ImageLike,
+    model: SRModel | str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    tile: int = TILE,
+    scale: float | str | None = None,
+    alpha: Alpha = "network",
+    precision: Precision = "auto",
+    self_ensemble: bool = False,
+    seamless: bool = False,
 ) -> ImageLike:
     """Upscale an image: ``sd.upscale("photo.jpg").save("large.png")``.
 
     Args:
-        image: a path or a PIL image (gives a PIL image); a NumPy array (H, W), (H, W, 1) or (H, W, 3), uint8, or floats in [0, 1]; or a
-            tensor (3, H, W) or (B, 3, H, W), uint8, or floats in [0, 1]. The result is of the kind, the shape and the type that was given.
+        image: a path or a PIL image (gives a PIL image, gray or with alpha as it was, its profile, EXIF and resolution in ``info``); a NumPy
+            array (H, W) or (H, W, C), uint8, uint16, or floats in [0, 1], with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; or a
+            tensor (C, H, W) or (B, C, H, W), uint8, or floats in [0, 1]. The result is of the kind, the shape and the type that was given.
         model: a model, or what :func:`open_model` takes.
         device: auto, cpu, cuda, cuda:N or mps.
         tile: side of the tiles that a large image is cut into, in its pixels; 0: never.
+        scale: a factor (1.5, 8) or a size in pixels ("1920x1080", "1920x"), made by the nearest larger network of the model's family, or
+            several passes, and antialiased bicubic; None: the model's own.
+        alpha: how transparency is upscaled: network or bicubic.
+        precision: of the network: fp32, bf16, fp16; auto: fp16 on CUDA, else fp32.
+        self_ensemble: the mean over 8 flips and turns, at 8 times the cost.
+        seamless: the image is a texture that goes on at its other end.
 
     Raises:
         UserError: the image is of another kind, shape or range, or cannot be read.
     """
-    network = model if isinstance(model, SRModel) else open_model(model)
     place = pick_device(device)
+    wanted = None if scale is None else parse_scale(str(scale))
 
-    def run(pixels: Tensor) -> Tensor:
-        return upscale_tensor(network, pixels, place, tile)
+    def prepare(network: SRModel) -> Upscaler:
+        return Upscaler(network, place, tile, precision, self_ensemble, alpha)
 
+    if isinstance(model, SRModel):
+        own = model.spec.scale
+        upscalers, wanted = Upscalers([own], lambda each: prepare(model)), wanted or Scale(float(own))
+    else:
+        upscalers, wanted = open_for(str(model), wanted, prepare)
+    enlarger = Enlarger(upscalers, wanted, seamless)
     if isinstance(image, (str, Path)):
-        image = open_image(Path(image))
+        return _of_picture(open_picture(Path(image)), enlarger)
     if isinstance(image, Image.Image):
-        return Image.fromarray(to_pixels(run(to_tensor(to_rgb(image)))))
+        return _of_picture(picture_of(image), enlarger)
     if isinstance(image, np.ndarray):
-        return _of_array(image, run)
+        return _of_array(image, enlarger)
     if isinstance(image, Tensor):
-        return _of_tensor(image, run)
+        return _of_tensor(image, enlarger)
     raise UserError(
         f"an image is a path, a PIL image, a NumPy array or a tensor, and this is a {type(image).__module__}.{type(image).__qualname__}."
     )
@@ -146,31 +169,44 @@ def train(
     return open_model(RunFolder(Path(options.output_dir) / options.name).path)
 
 
-def _of_array(image: np.ndarray, run: Callable[[Tensor], Tensor]) -> np.ndarray:
+def _of_picture(picture: Picture, enlarger: Enlarger) -> Image.Image:
+    """A picture in, a PIL image out."""
+    large = enlarger(picture)
+    return to_image(large.rows, large.metadata)
+
+
+def _of_array(image: np.ndarray, enlarger: Enlarger) -> np.ndarray:
     """An array in, an array of its kind out."""
-    gray = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
-    if not gray and (image.ndim != 3 or image.shape[2] != 3):
-        raise UserError(f"an array is (H, W), (H, W, 1) or (H, W, 3), and this is {image.shape}.")
-    channels = torch.from_numpy(np.ascontiguousarray(image)).reshape(*image.shape[:2], -1).permute(2, 0, 1)
-    large = _of_tensor(channels.expand(3, -1, -1), run)
-    if not gray:
-        return large.permute(1, 2, 0).contiguous().numpy()
-    mean = large.double().mean(0)
-    mean = (mean if large.is_floating_point() else mean.round()).to(large.dtype)
-    return mean.reshape(*mean.shape, *image.shape[2:]).numpy()
+    if image.ndim not in (2, 3) or (image.ndim == 3 and not 1 <= image.shape[2] <= 4) or not image.size:
+        raise UserError(f"an array is (H, W) or (H, W, C) with 1 to 4 channels, and this is {image.shape}.")
+    if image.dtype not in (np.uint8, np.uint16):
+        _check_floats(image, np.issubdtype(image.dtype, np.floating))
+    pixels = np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
+    rows = rows_of(pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32))
+    large = enlarger.rows(rows).whole().astype(image.dtype)
+    return large[:, :, 0] if image.ndim == 2 else large
 
 
-def _of_tensor(image: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+def _of_tensor(image: Tensor, enlarger: Enlarger) -> Tensor:
     """A tensor in, a tensor of its shape and type out, on its device."""
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.numel():
-        raise UserError(f"a tensor is (3, H, W) or (B, 3, H, W), and this is {tuple(image.shape)}.")
-    if image.is_floating_point():
-        least, largest = float(image.min()), float(image.max())
-        if not (least >= 0 and largest <= 1):
-            raise UserError(
-                f"floats are in [0, 1], and these go from {least:g} to {largest:g}: divide by 255, or give uint8."
-            )
-    elif image.dtype != torch.uint8:
+    if image.ndim not in (3, 4) or not 1 <= image.shape[-3] <= 4 or not image.numel():
+        raise UserError(
+            f"a tensor is (C, H, W) or (B, C, H, W) with 1 to 4 channels, and this is {tuple(image.shape)}."
+        )
+    if image.dtype != torch.uint8:
+        _check_floats(image, image.is_floating_point())
+    pixels = (image.float() if image.is_floating_point() else image).detach().cpu().movedim(-3, -1).contiguous().numpy()
+    large = np.stack([enlarger.rows(rows_of(one)).whole() for one in pixels.reshape(-1, *pixels.shape[-3:])])
+    result = torch.from_numpy(large).movedim(-1, -3).to(image.device, image.dtype)
+    return result.reshape(*image.shape[:-2], *result.shape[-2:])
+
+
+def _check_floats(image: np.ndarray | Tensor, are_floats: bool) -> None:
+    """Refuse what is neither bytes nor floats in [0, 1]."""
+    if not are_floats:
         raise UserError(f"values are uint8, or floats in [0, 1], and these are {image.dtype}.")
-    large = torch.stack([run(one) for one in image.reshape(-1, *image.shape[-3:])]).to(image.device)
-    return large.reshape(*image.shape[:-2], *large.shape[-2:])
+    least, largest = float(image.min()), float(image.max())
+    if not (least >= 0 and largest <= 1):
+        raise UserError(
+            f"floats are in [0, 1], and these go from {least:g} to {largest:g}: divide by 255, or give uint8."
+        )

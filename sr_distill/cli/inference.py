@@ -1,86 +1,169 @@
-"""Upscale images."""
+"""Upscale images and videos."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
+import torch
 from tqdm import tqdm
 
 from ..api import DEFAULT_MODEL
 from ..console import progress_bar
-from ..devices import is_out_of_memory, pick_device, process_share
-from ..errors import UserError
-from ..infer import find_inputs, output_paths, upscale_file
-from ..infer.upscale import Tile
+from ..devices import pick_device, process_share
+from ..export import open_for
+from ..infer import (
+    FORMATS,
+    MOST_MEGAPIXELS,
+    TILE,
+    Enlarger,
+    Job,
+    Outcome,
+    Upscaler,
+    find_inputs,
+    jobs_for,
+    parse_scale,
+    upscale_files,
+)
+from ..infer.alpha import Alpha
+from ..infer.files import STANDARD
+from ..infer.picture import size_in_header
+from ..infer.upscale import Precision
+from ..infer.video import upscale_video
+from ..models import SRModel
 from ..zoo import ZOO
-from .common import add_architecture, add_device, add_runtime, open_in, parse, run_command
-
-_MANY_TILES = 8
+from .common import add_architecture, add_device, add_runtime, parse, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``inference.py -i FILE_OR_FOLDER ... -o FOLDER_OR_PNG [--model M] [--device auto]``."""
-    parser = argparse.ArgumentParser(prog="inference", description="Upscale images of any size; results are PNG files. Started by "
-                                     "torchrun or accelerate launch, the images are shared among the processes.")  # fmt: skip
-    parser.add_argument(
-        "-i", "--input", type=Path, nargs="+", required=True, metavar="PATH", help="images, or folders of images"
+    """``inference.py -i PATH ... -o FOLDER_OR_FILE [--model M] [--scale S] [--format F] ...``."""
+    args = parse(_parser(), arguments)
+    scale = None if args.scale is None else parse_scale(args.scale)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    names, notes = find_inputs(args.input, args.recursive)
+    rank, processes = process_share()
+    note = _notes(rank)
+
+    def prepare(model: SRModel) -> Upscaler:
+        return Upscaler(model, device, args.tile, args.precision, args.self_ensemble, args.alpha, note)
+
+    upscalers, scale = open_for(args.model, scale, prepare, args.runtime, args.architecture)
+    label = f"_{scale.label}" if args.suffix is None else args.suffix
+    jobs, more = jobs_for(names, args.output, label, args.format, args.overwrite)
+    for line in notes + more:
+        note(line)
+    enlarger = Enlarger(upscalers, scale, args.seamless, note)
+    return _run(jobs[rank::processes], enlarger, args, note, quiet=rank > 0)
+
+
+def _run(
+    jobs: Sequence[Job], enlarger: Enlarger, args: argparse.Namespace, note: Callable[[str], object], quiet: bool
+) -> int:
+    images, videos = [job for job in jobs if not job.is_video], [job for job in jobs if job.is_video]
+    began, pixels, failures = time.perf_counter(), 0, []
+    sizes = [size_in_header(job.source) for job in images if job.source != STANDARD]
+    total = sum(height * width for height, width in (enlarger.size_of(*size) for size in sizes if size))
+    bar = progress_bar(total=total / 1e6, unit="MP", disable=True if quiet or not images else None,
+                       bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} megapixels [{elapsed}<{remaining}, {rate_fmt}]")  # fmt: skip
+
+    def progress(job: Job, size: int) -> Callable[[float], object]:
+        bar.set_description(job.source.name, refresh=False)
+        return lambda done: bar.update(done / 1e6)
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal pixels
+        pixels += outcome.pixels
+        if outcome.error is not None:
+            failures.append(outcome.error)
+            return
+        for text in outcome.notes:
+            note(f"{outcome.job.source}: {text}")
+        height, width = outcome.size
+        if outcome.job.target != STANDARD:
+            tqdm.write(f"{outcome.job.target} ({width}x{height})")
+
+    with bar:
+        for outcome in upscale_files(images, enlarger, args.max_megapixels, progress):
+            tell(outcome)
+    for job in videos:
+        tell(upscale_video(job, enlarger, note, quiet))
+    seconds = time.perf_counter() - began
+    if pixels:
+        rate = pixels / 1e6 / seconds
+        print(
+            f"{len(jobs) - len(failures)} done, {pixels / 1e6:.1f} megapixels in {seconds:.1f} s: {rate:.2f} megapixels/s.",
+            file=sys.stderr,
+        )
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(jobs)} files could not be upscaled.", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _notes(rank: int) -> Callable[[str], object]:
+    """Says the same text once."""
+    return functools.cache(lambda text: None if rank else tqdm.write(f"note: {text}", file=sys.stderr))
+
+
+def _tile(text: str) -> int:
+    tile = TILE if text == "auto" else int(text)
+    if tile < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more, or auto")
+    return tile
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="inference", description="Upscale images and videos of any size. Started by torchrun or "
+                                     "accelerate launch, the files are shared among the processes.")  # fmt: skip
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images, videos, folders of images; - is standard input",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the folder where results go, or "
-                        "for one image the .png")  # fmt: skip
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
-                        help=f"zoo ({', '.join(ZOO)}), our .safetensors, a published checkpoint or an exported model "
-                        f"(default: {DEFAULT_MODEL})")  # fmt: skip
-    parser.add_argument(
-        "--scale", type=int, choices=(2, 3, 4), default=None, help="only for a checkpoint that does not say its scale"
+    add("-o", "--output", type=Path, required=True, metavar="PATH",
+        help="the folder where results go, or for one input the file; - is standard output")  # fmt: skip
+    add("--model", default=DEFAULT_MODEL, metavar="M",
+        help=f"zoo ({', '.join(ZOO)}), our .safetensors, a published checkpoint or an exported model (default: {DEFAULT_MODEL})")  # fmt: skip
+    add("--scale", metavar="S", help="a factor (2, 1.5, 8) or a size in pixels (1920x1080, 1920x, x1080); what no network makes is made by a "
+        "larger one, or by several passes, and shrunk (default: the model's)")  # fmt: skip
+    add("--format", choices=[*FORMATS, "same"], help="of the results; same: as each source, where that is written (default: what -o ends "
+        "in, else png)")  # fmt: skip
+    add("--suffix", metavar="TEXT", help="what is put behind the names of results (default: the scale, _x4)")
+    add("--recursive", action="store_true", help="with the folders below")
+    add("--overwrite", action="store_true", help="make again what is there already")
+    add("--tile", type=_tile, default=TILE, metavar="N", help=f"side of a tile in input pixels; 0: never cut; auto: {TILE}, and less where "
+        "memory forces it (default: auto)")  # fmt: skip
+    add(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="of the network (default: auto: fp16 on CUDA, else fp32)",
     )
-    parser.add_argument(
-        "--tile", type=int, default=256, help="side of a tile in input pixels, 0: never cut (default: 256)"
+    add(
+        "--self-ensemble", action="store_true", help="the mean over 8 flips and turns: a little better, 8 times as long"
     )
+    add("--alpha", choices=get_args(Alpha), default="network", help="how transparency is upscaled (default: network)")
+    add("--seamless", action="store_true", help="the image is a texture that goes on at its other end")
+    add("--max-megapixels", type=float, default=MOST_MEGAPIXELS, metavar="N",
+        help=f"larger images are refused (default: {MOST_MEGAPIXELS})")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="of the processor, for the network (default: all)")
     add_architecture(parser)
     add_runtime(parser)
     add_device(parser)
-    args = parse(parser, arguments)
-    if args.tile < 0:
-        raise UserError(f"--tile {args.tile}: must be 0 or more.")
-
-    device = pick_device(args.device)
-    names, notes = find_inputs(args.input)
-    model = open_in(args.model, args.scale, args.runtime, args.architecture)
-    targets = output_paths(names, args.output, model.spec.scale)
-    if len(targets) < len(names):
-        notes.append(f"{len(names) - len(targets)} image(s) were made by an earlier run, and are left as they are.")
-    failed = 0
-    note = functools.cache(lambda text: tqdm.write(f"note: {text}", file=sys.stderr))  # the same text once
-    rank, processes = process_share()
-    pairs = list(targets.items())[rank::processes]
-    for source, target in progress_bar(pairs, unit="image", disable=None if len(pairs) > 1 and rank == 0 else True):
-        try:
-            tiles = functools.partial(_tile_bar, source.name, rank > 0)
-            width, height = upscale_file(model, source, target, device, args.tile, note, tiles)
-            tqdm.write(f"{target} ({width}x{height})")
-        except UserError as error:
-            failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed += 1
-            tqdm.write(f"error: {source}: not enough memory on {device}; try a smaller --tile.", file=sys.stderr)
-    for line in notes if rank == 0 else ():
-        print(f"note: {line}", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {len(pairs)} images could not be upscaled.", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _tile_bar(name: str, quiet: bool, tiles: Sequence[Tile]) -> Iterable[Tile]:
-    """A progress bar for an image that takes a while."""
-    few = len(tiles) < _MANY_TILES
-    return progress_bar(tiles, desc=name, unit="tile", leave=False, disable=True if quiet or few else None)
+    return parser
 
 
 def entry() -> int:

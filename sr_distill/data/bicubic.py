@@ -53,15 +53,20 @@ def _taps(length: int, scale: float, device: torch.device, dtype: torch.dtype) -
     """Input index and weight of each tap for each output position; both (taps, output length), kept on the device."""
     # What was made in inference mode could not be used in training later.
     with torch.inference_mode(False):
-        indices, weights = _exact_taps(length, scale)
+        indices, weights = taps(length, math.ceil(length * scale), scale)
         return indices.to(device), weights.to(device, dtype)
 
 
-def _exact_taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
-    """The taps in float64 on the CPU."""
+def taps(length: int, size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Input index and weight (float64) of each tap for each of ``size`` output positions; both (taps, size), on the CPU.
+
+    Args:
+        length: of the input.
+        scale: output size over input size.
+    """
     stretch = max(1.0, 1.0 / scale)
     support = 4.0 * stretch
-    position = torch.arange(1, math.ceil(length * scale) + 1, dtype=torch.float64)
+    position = torch.arange(1, size + 1, dtype=torch.float64)
     centre = position / scale + 0.5 * (1 - 1 / scale) - 1
     first = torch.floor(centre - support / 2)
     index = first + torch.arange(math.ceil(support) + 2, dtype=torch.float64).view(-1, 1)

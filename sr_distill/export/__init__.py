@@ -9,7 +9,7 @@ from . import openvino as openvino
 from .bundle import Wish, export_model
 from .formats import FORMATS, PRECISIONS, Format, register_format
 from .graph import IOS, ExportGraph, Signature
-from .opening import open_in
+from .opening import open_for, open_in
 from .proof import RUNS
 from .runtime import in_runtime, is_exported, open_exported, read_card
 
@@ -26,6 +26,7 @@ __all__ = [
     "in_runtime",
     "is_exported",
     "open_exported",
+    "open_for",
     "open_in",
     "read_card",
     "register_format",

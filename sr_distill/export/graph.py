@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..data.bicubic import imresize
-from ..data.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ..errors import UserError
 from ..models import SRModel, collapse
+from ..models.luma import REACH, LumaAndChroma
 from .lowering import Lowering, lower
 
 Io = Literal["rgb", "y", "uint8"]
 IOS: tuple[Io, ...] = get_args(Io)
-_REACH = 2
-"""Pixels that bicubic upscaling looks at to either side of the nearest one."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,15 @@ class ExportGraph(nn.Module):
             )
         self.io, self.spec = io, model.spec
         self.net = lower(collapse(model.net).requires_grad_(False), lowering)
-        self.color = _LumaAndChroma(model.spec.scale) if io != "y" and model.spec.color == "y" else None
+        self.color = LumaAndChroma(model.spec.scale) if io != "y" and model.spec.color == "y" else None
 
     def forward(self, image: Tensor) -> Tensor:
         """See :class:`Signature`."""
         if self.io == "uint8":
             image = image.permute(0, 3, 1, 2).float() / 255
-        sr = self._run(image) if self.color is None else self.color.join(self._run(self.color.luma(image)), image)
+        sr = self._run(image if self.color is None else self.color.luma(image))
+        if self.color is not None:
+            sr = self.color.join(sr, _mirrored(_mirrored(image, 2), 3))
         sr = sr.clamp(0, 1)
         return (sr * 255).round().to(torch.uint8).permute(0, 2, 3, 1) if self.io == "uint8" else sr
 
@@ -93,54 +91,9 @@ class ExportGraph(nn.Module):
         return self.net(image) if value_range == 1 else self.net(image * value_range) * (1 / value_range)
 
 
-class _LumaAndChroma(nn.Module):
-    """``RGB = a Y' + K * RGB``: what a luma network and bicubic chroma make of an image, with ``K`` a 5x5 convolution to sub-pixels."""
-
-    def __init__(self, scale: int) -> None:
-        super().__init__()
-        to, to_offset = _affine(rgb_to_ycbcr)
-        back, back_offset = _affine(ycbcr_to_rgb)
-        self.luma = _conv(to[:1, :, None, None], to_offset[:1])
-        mix = back[:, 1:] @ to[1:]
-        kernel = mix[:, None, :, None, None] * _bicubic_phases(scale)[None, :, None]  # 3, phases, 3, 5, 5
-        offset = (back[:, 1:] @ to_offset[1:] + back_offset).repeat_interleave(scale**2)
-        self.chroma = _conv(kernel.flatten(0, 1), offset)
-        self.shuffle = nn.PixelShuffle(scale)
-        gain = back[:, 0]
-        if not torch.allclose(gain, gain[:1].expand(3)):
-            raise AssertionError("R, G and B are raised alike by luma")
-        self.gain = float(gain[0])
-
-    def join(self, luma: Tensor, image: Tensor) -> Tensor:
-        """RGB (B, 3, H*scale, W*scale) from the network's luma and the image (B, 3, H, W)."""
-        return self.shuffle(self.chroma(_mirrored(_mirrored(image, 2), 3))) + luma * self.gain
-
-
-def _affine(convert: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Matrix (3, 3) and offset (3,) of a conversion of colours."""
-    basis = torch.cat([torch.zeros(3, 1), torch.eye(3)], dim=1).double().view(3, 1, 4)
-    columns = convert(basis)[:, 0]
-    return columns[:, 1:] - columns[:, :1], columns[:, 0]
-
-
-def _bicubic_phases(scale: int) -> Tensor:
-    """What each of the ``scale^2`` sub-pixels of bicubic upscaling is of the 5x5 pixels around: (scale^2, 5, 5)."""
-    side, middle = 4 * _REACH + 1, 2 * _REACH
-    columns = torch.eye(side, dtype=torch.float64)[:, :, None].expand(-1, -1, side)  # images with one white row
-    upscaled = imresize(columns, scale)[:, middle * scale : (middle + 1) * scale, middle * scale]  # row, phase
-    taps = upscaled[middle - _REACH : middle + _REACH + 1]
-    return torch.einsum("ki,lj->ijkl", taps, taps).flatten(0, 1)
-
-
-def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1])
-    conv.weight, conv.bias = (nn.Parameter(value.float(), requires_grad=False) for value in (weight, bias))
-    return conv
-
-
 def _mirrored(image: Tensor, dim: int) -> Tensor:
-    """The image with its mirror image continued by ``_REACH`` pixels at both ends: by slices, which every runtime has."""
+    """The image with its mirror image continued by ``REACH`` pixels at both ends: by slices, which every runtime has."""
     cut = (slice(None),) * dim
-    before = [image[(*cut, slice(index, index + 1))] for index in reversed(range(_REACH))]
-    after = [image[(*cut, slice(-1 - index, -index or None))] for index in range(_REACH)]
+    before = [image[(*cut, slice(index, index + 1))] for index in reversed(range(REACH))]
+    after = [image[(*cut, slice(-1 - index, -index or None))] for index in range(REACH)]
     return torch.cat([*before, image, *after], dim=dim)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
+from ..infer import Scale, Upscaler, Upscalers
 from ..models import SRModel, tells_itself
 from ..options import ArchitectureOptions
-from ..zoo import find_file, open_model
+from ..zoo import family, find_file, open_model
 from .runtime import in_runtime, is_exported, open_exported, read_card
 
 
@@ -33,3 +35,35 @@ def open_in(
     if scale not in (None, model.spec.scale):
         raise UserError(f"{name} is a network for scale {model.spec.scale}, but scale {scale} is asked for.")
     return model
+
+
+def open_for(
+    name: str,
+    scale: Scale | None,
+    prepare: Callable[[SRModel], Upscaler],
+    runtime: str | None = None,
+    architecture: ArchitectureOptions | None = None,
+) -> tuple[Upscalers, Scale]:
+    """The networks that bring images to any scale: of the zoo the model's family, else the model alone; each is opened when it is needed.
+
+    Args:
+        scale: what is wanted; None: the model's own. It also tells the scale of a checkpoint that is the same for several.
+        prepare: says how a network is run.
+
+    Returns:
+        Networks by scale, and the scale.
+
+    Raises:
+        UserError: as :func:`open_in`.
+    """
+    kin = family(name)
+    if kin and scale is not None:
+        return Upscalers(list(kin), lambda each: prepare(open_in(kin[each], None, runtime, architecture))), scale
+    try:
+        model = open_in(name, None, runtime, architecture)
+    except UserError:
+        if scale is None or scale.factor is None or scale.factor != int(scale.factor):
+            raise
+        model = open_in(name, int(scale.factor), runtime, architecture)
+    own = model.spec.scale
+    return Upscalers([own], lambda each: prepare(model)), scale or Scale(float(own))

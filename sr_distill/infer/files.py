@@ -1,127 +1,197 @@
-"""Upscale image files."""
+"""Which files are upscaled, and where their results go."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
+from ..errors import UserError
+from .picture import SUFFIXES
+from .write import FORMATS, format_of
 
-from ..data.bicubic import imresize
-from ..data.images import EXTENSIONS, left_out, list_images, open_image, to_pixels, to_rgb, to_tensor, write_png
-from ..errors import ImageError, UserError
-from ..models import SRModel
-from .upscale import Tile, upscale
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"})
 
-_GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+STANDARD = Path("-")
+"""Standard input, or standard output."""
+
+_SHOWN = 5
 
 
-def find_inputs(paths: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
-    """The image files that files and folders (searched recursively) name.
+@dataclass(frozen=True)
+class Job:
+    """One file to upscale.
+
+    Attributes:
+        source: the file; ``-``: standard input.
+        target: where the result goes; ``-``: standard output.
+        kind: the format of the result; for a video the suffix of its container.
+    """
+
+    source: Path
+    target: Path
+    kind: str
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video, by its name."""
+        return self.source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_inputs(paths: Sequence[Path], recursive: bool = False) -> tuple[dict[Path, Path], list[str]]:
+    """The files that paths name: themselves, or the images in folders.
+
+    Args:
+        paths: files, folders, or ``-``.
+        recursive: with the folders below them.
 
     Returns:
-        Each file with its name in the output folder, in which folders keep their subfolders; and sentences about files in folders that
-        are not read as images.
+        Each file with its name in the output folder, in which folders keep their subfolders; and sentences about files that are left out.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no image.
+        UserError: a path does not exist or is no regular file, or a folder holds no image.
     """
     found: dict[Path, Path] = {}
     notes: list[str] = []
     for path in paths:
-        if path.is_dir():
-            files = list_images(path)
-            notes += left_out(path)
-            if not files:
-                raise UserError(" ".join([f"{path}: no image found in this folder or below it.", *notes]))
-            found |= {file: file.relative_to(path) for file in files}
-        elif path.exists():
+        if path == STANDARD:
+            found[path] = Path("stdin.png")
+        elif path.is_dir():
+            images, others = _searched(path, recursive)
+            if not images:
+                raise UserError(
+                    " ".join([f"{path}: no image found in this folder{' or below it' * recursive}.", *others])
+                )
+            notes += others
+            found |= {file: file.relative_to(path) for file in images}
+        elif path.is_file():
             found[path] = Path(path.name)
+        elif os.path.lexists(path):
+            raise UserError(f"{path} is neither a file nor a folder (a broken link, a pipe or a device).")
         else:
             raise UserError(f"{path}: there is no such file or folder.")
     return found, notes
 
 
-def output_paths(names: Mapping[Path, Path], output: Path, scale: int) -> dict[Path, Path]:
-    """Where the result of each file goes: ``output/NAME_xS.png``, or ``output`` itself where that is a .png and there is one file.
+def jobs_for(
+    names: dict[Path, Path], output: Path, label: str, kind: str | None, overwrite: bool = False
+) -> tuple[list[Job], list[str]]:
+    """Where the result of each file goes: ``output/NAME<label>.png``, or ``output`` itself where that is a file's name and there is one.
 
     Files that would have the same name keep their extension in it, or get a number, so that none overwrites another's. What an earlier
-    run in the same folder made (``NAME_xS.png`` beside ``NAME``) is left out.
+    run in the same folder made (``NAME<label>.png`` beside ``NAME``) is not upscaled again, and what is there already is left.
 
     Args:
         names: files and their names in the output folder, of :func:`find_inputs`.
+        output: a folder, the name of a file, or ``-``.
+        label: what is put behind the name: ``_x4``.
+        kind: a format of :data:`FORMATS`; ``same``: that of the source; None: what ``output`` ends in, else png.
+        overwrite: make again what is there.
 
     Raises:
-        UserError: ``output`` is a file and there are several, or it is not a .png.
+        UserError: ``output`` is one file and there are several, or of another kind, or it is the image itself, or there already.
     """
-    if output.is_file() or (output.suffix.lower() in EXTENSIONS and not output.is_dir()):
-        return {_only(names, output): output}
-    plain = {file: name.with_name(f"{name.stem}_x{scale}.png") for file, name in names.items()}
-    made_before = {(output / path).resolve() for path in plain.values()}
-    claims = Counter(plain.values())
-    targets: dict[Path, Path] = {}
-    for file, name in names.items():
-        if file.resolve() in made_before:
-            continue
-        stem = f"{name.stem}_{name.suffix[1:]}" if claims[plain[file]] > 1 else name.stem
-        endings = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
-        paths = (output / name.with_name(f"{stem}_x{scale}{ending}.png") for ending in endings)
-        targets[file] = next(path for path in paths if path not in targets.values())
-    return targets
+    if output == STANDARD:
+        return [Job(_only(names, output), output, "png" if kind in (None, "same") else kind)], []
+    if output.is_file() or (not output.is_dir() and _ends_as_a_file(output)):
+        return [_to_file(names, output, kind, overwrite)], []
+    jobs = [
+        Job(file, output / target, how)
+        for (file, how), target in zip(_kinds(names, kind), _targets(names, label, kind))
+    ]
+    made = {job.target.resolve() for job in jobs}
+    todo = [job for job in jobs if job.source.resolve() not in made or job.source == STANDARD]
+    notes = (
+        []
+        if len(todo) == len(jobs)
+        else [f"{len(jobs) - len(todo)} image(s) were made by an earlier run, and are left as they are."]
+    )
+    there = [job for job in todo if job.target.exists() and not overwrite]
+    if there:
+        notes.append(
+            f"{len(there)} of {len(todo)} results are there already, and are left as they are (--overwrite makes them anew)."
+        )
+    return [job for job in todo if job not in there], notes
 
 
-def _only(names: Mapping[Path, Path], output: Path) -> Path:
-    """The one file whose result ``output`` can be."""
-    if output.suffix.lower() != ".png":
-        raise UserError(f"-o {output}: results are PNG files; name a .png, or a folder.")
+def _searched(folder: Path, recursive: bool) -> tuple[list[Path], list[str]]:
+    """The images in a folder, and sentences about what else is there."""
+    images, others, deeper, problems = [], [], 0, []
+    for place, folders, names in os.walk(folder, onerror=problems.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            is_image = path.suffix.lower() in SUFFIXES and path.is_file()
+            if Path(place) != folder and not recursive:
+                deeper += is_image
+            else:
+                (images if is_image else others).append(path)
+    notes = [f"{error.filename}: cannot be searched ({error.strerror})." for error in problems]
+    if others:
+        shown = ", ".join(str(path.relative_to(folder)) for path in others[:_SHOWN])
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        notes.append(
+            f"{folder}: {len(others)} file(s) there are not read as images ({shown}{more}); a video is named by itself."
+        )
+    if deeper:
+        notes.append(f"{folder}: {deeper} image(s) in folders below it are left out (--recursive takes them).")
+    return sorted(images), notes
+
+
+def _kinds(names: dict[Path, Path], kind: str | None) -> Iterator[tuple[Path, str]]:
+    """Each file with the format of its result."""
+    for file in names:
+        suffix = file.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            yield file, suffix if suffix in (".mp4", ".mkv", ".mov", ".m4v") else ".mkv"
+        else:
+            yield file, (format_of(suffix) or "png") if kind == "same" else kind or "png"
+
+
+def _targets(names: dict[Path, Path], label: str, kind: str | None) -> Iterator[Path]:
+    """Names of results, each once."""
+    endings = [how if how.startswith(".") else FORMATS[how].suffix for _, how in _kinds(names, kind)]
+    plain = [name.with_name(f"{name.stem}{label}{ending}") for name, ending in zip(names.values(), endings)]
+    claims, taken = Counter(plain), set()
+    for name, ending, target in zip(names.values(), endings, plain):
+        stem = f"{name.stem}_{name.suffix[1:]}" if claims[target] > 1 else name.stem
+        numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+        paths = (name.with_name(f"{stem}{label}{number}{ending}") for number in numbers)
+        chosen = next(path for path in paths if path not in taken)
+        taken.add(chosen)
+        yield chosen
+
+
+def _ends_as_a_file(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES
+
+
+def _to_file(names: dict[Path, Path], output: Path, kind: str | None, overwrite: bool) -> Job:
+    """The one job whose result is ``output``."""
+    file, suffix = _only(names, output), output.suffix.lower()
+    if (file.suffix.lower() in VIDEO_SUFFIXES) != (suffix in VIDEO_SUFFIXES):
+        raise UserError(f"-o {output}: the result of {file} is {'a video' if file.suffix.lower() in VIDEO_SUFFIXES else 'an image'}: "
+                        "name a file of that kind, or a folder.")  # fmt: skip
+    how = suffix if suffix in VIDEO_SUFFIXES else format_of(suffix)
+    if how is None:
+        raise UserError(
+            f"-o {output}: results are {', '.join(f'.{each}' for each in FORMATS)}; name one of these, or a folder."
+        )
+    if kind not in (None, "same", how) and suffix not in VIDEO_SUFFIXES:
+        raise UserError(f"-o {output} is no {kind}, which --format asks for.")
+    if file != STANDARD and file.resolve() == output.resolve():
+        raise UserError(f"-o {output} is the image itself: name another file, or a folder.")
+    if output.exists() and not overwrite:
+        raise UserError(f"-o {output} is there already: --overwrite replaces it.")
+    return Job(file, output, how)
+
+
+def _only(names: dict[Path, Path], output: Path) -> Path:
     if len(names) > 1:
         raise UserError(f"-o {output} is one file, and there are {len(names)} images: name a folder.")
-    (file,) = names
-    if file.resolve() == output.resolve():
-        raise UserError(f"-o {output} is the image itself: name another file, or a folder.")
-    return file
-
-
-def upscale_file(
-    model: SRModel,
-    source: Path,
-    target: Path,
-    device: torch.device,
-    tile: int,
-    say: Callable[[str], object] = warnings.warn,
-    progress: Callable[[Sequence[Tile]], Iterable[Tile]] = iter,
-) -> tuple[int, int]:
-    """Upscale one image file to a PNG; returns its width and height.
-
-    Gray stays gray; transparency is upscaled by bicubic; 16 bits become 8; the EXIF orientation is applied. ``tile``,
-    ``say`` and ``progress`` are those of :func:`upscale`.
-
-    Raises:
-        UserError: the file cannot be read, or what the network makes of it is no image, or the result cannot be written.
-    """
-    image = open_image(source)
-    try:
-        pixels = to_pixels(upscale(model, to_tensor(to_rgb(image)), device, tile, say, progress))
-    except ImageError as error:
-        raise UserError(f"{source}: {error}.") from error
-    if image.mode in _GRAY:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
-    alpha = _alpha(image)
-    if alpha is not None:
-        large = imresize(torch.from_numpy(alpha).double(), model.spec.scale).round_().clamp_(0, 255).byte().numpy()
-        channels = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-        pixels = np.dstack([channels, large])
-    write_png(target, pixels)
-    return pixels.shape[1], pixels.shape[0]
-
-
-def _alpha(image: Image.Image) -> np.ndarray | None:
-    """Transparency as uint8 (H, W), None for an opaque image."""
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return None
-    return np.array(image.convert("RGBA").getchannel("A"))
+    return next(iter(names))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..devices import is_out_of_memory
 from ..models import Teacher
 from .upscale import TILE, context_of, upscale
 
@@ -33,8 +33,11 @@ class WholeOutputs:
         """
         pixels = lr.shape[-2] * lr.shape[-1]
         if self._too_large is None or pixels < self._too_large:
-            with contextlib.suppress(MemoryError):
+            try:
                 return self._upscale(lr, tile=0)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
             self._too_large = pixels
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -45,31 +48,4 @@ class WholeOutputs:
         return f"in tiles of {TILE} with a context of {context_of(self._teacher)[0]}", self._upscale
 
     def _upscale(self, lr: Tensor, tile: int = TILE) -> Tensor:
-        with _full_precision(self._teacher), _memory_errors():
-            return upscale(
-                self._teacher, lr, self._device, tile, say=lambda text: None
-            )  # the caller says it once for all
-
-
-@contextlib.contextmanager
-def _full_precision(teacher: Teacher) -> Iterator[None]:
-    cudnn, autocast = torch.backends.cudnn, teacher.model.autocast
-    rounded = cudnn.allow_tf32  # convolutions on a GPU are in TensorFloat-32 unless it is switched off
-    cudnn.allow_tf32, teacher.model.autocast = False, None
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, teacher.model.autocast = rounded, autocast
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Make one exception, MemoryError, of those by which the devices say that memory does not suffice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(
-            words in str(error) for words in ("allocate memory", "out of memory")
-        ):
-            raise MemoryError(str(error)) from None
-        raise
+        return upscale(self._teacher, lr, self._device, tile, say=lambda text: None)  # the caller says it once for all

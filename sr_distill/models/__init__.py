@@ -5,16 +5,18 @@ from ..registry import ARCHITECTURES, STUDENTS, TEACHERS, register_student, regi
 from .base import ModelSpec, SRModel, bicubic_model, upscale_float, upscale_uint8
 from .blocks import collapse
 from .build import build_model
+from .deployed import Deployed
 from .files import describe, load_model, model_key, save_model, tells_itself
 from .plain import as_model
 from .quantised import quantised
-from .teacher import Teacher
+from .teacher import Teacher, self_ensembled
 
 __all__ = [
     "ARCHITECTURES",
     "STUDENTS",
     "TEACHERS",
     "Architecture",
+    "Deployed",
     "ModelSpec",
     "SRModel",
     "Teacher",
@@ -29,6 +31,7 @@ __all__ = [
     "register_student",
     "register_teacher",
     "save_model",
+    "self_ensembled",
     "tells_itself",
     "upscale_float",
     "upscale_uint8",

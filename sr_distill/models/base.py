@@ -100,14 +100,15 @@ class SRModel(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale), or gray to gray."""
         if self.spec.color == "rgb":
-            return self._run(lr)
+            return self.run(lr)
         if lr.shape[1] == 1:
-            return luma_to_gray(self._run(gray_to_luma(lr)))
+            return luma_to_gray(self.run(gray_to_luma(lr)))
         ycbcr = rgb_to_ycbcr(lr)
         chroma = imresize(ycbcr[:, 1:], self.spec.scale)
-        return ycbcr_to_rgb(torch.cat([self._run(ycbcr[:, :1]), chroma], dim=1))
+        return ycbcr_to_rgb(torch.cat([self.run(ycbcr[:, :1]), chroma], dim=1))
 
-    def _run(self, image: Tensor) -> Tensor:
+    def run(self, image: Tensor) -> Tensor:
+        """The network itself: (B, C, H, W) of the channels that it takes, any size, to (B, C, H*scale, W*scale); all values in [0, 1]."""
         height, width = image.shape[-2:]
         image = _pad(image, self.spec.size_multiple, self.spec.min_size)
         value_range = self.spec.value_range

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,7 @@ class Teacher(nn.Module):
 
     Args:
         model: the network.
-        self_ensemble: average the outputs for the 8 flips and quarter turns of the input, each turned back (x8; Lim et al. 2017,
-            section 3.4).
+        self_ensemble: average the outputs for the 8 flips and quarter turns of the input, see :func:`self_ensembled`.
     """
 
     def __init__(self, model: SRModel, self_ensemble: bool = False) -> None:
@@ -45,12 +46,17 @@ class Teacher(nn.Module):
         """RGB (B, 3, H, W) in [0, 1] to RGB (B, 3, H*scale, W*scale) in [0, 1]."""
         if not self.self_ensemble:
             return clipped(self.model(lr))
-        total = 0.0
-        for turns in range(4):
-            turned = torch.rot90(lr, turns, (-2, -1))
-            total = total + torch.rot90(self.model(turned), -turns, (-2, -1))
-            total = total + torch.rot90(self.model(turned.flip(-1)).flip(-1), -turns, (-2, -1))
-        return clipped(total / 8)
+        return clipped(self_ensembled(self.model, lr))
+
+
+def self_ensembled(run: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
+    """The mean of the outputs for the 8 flips and quarter turns of the input, each turned back (x8; Lim et al. 2017, section 3.4)."""
+    total = 0.0
+    for turns in range(4):
+        turned = torch.rot90(lr, turns, (-2, -1))
+        total = total + torch.rot90(run(turned), -turns, (-2, -1))
+        total = total + torch.rot90(run(turned.flip(-1)).flip(-1), -turns, (-2, -1))
+    return total / 8
 
 
 def clipped(sr: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _FOLDER = Path(str(files(__package__)))
 
 ZOO: dict[str, Path] = {path.stem: path for path in sorted(_FOLDER.glob("*.safetensors"))}
 """Models by name; the card of each is NAME.md in the same folder."""
+
+_NAME = re.compile(r"(.+)_x(\d)(.*)")  # family, scale, what it is trained for
 
 
 def open_model(name: str, scale: int | None = None, architecture: ArchitectureOptions | None = None) -> SRModel:
@@ -41,6 +44,15 @@ def find_file(name: str) -> Path:
         raise UserError(f"{error}{near} Models of the zoo: {', '.join(ZOO) or 'none'}.") from None
     of_run = (path / file for file in ("student.safetensors", "last.safetensors"))
     return next((file for file in of_run if file.is_file()), path)
+
+
+def family(name: str) -> dict[int, str]:
+    """Models of the zoo that differ from this one in their scale alone, by scale; empty for what is not in the zoo."""
+    found = _NAME.fullmatch(name)
+    if name not in ZOO or found is None:
+        return {}
+    kin = {other: match for other in ZOO if (match := _NAME.fullmatch(other)) is not None}
+    return {int(match[2]): other for other, match in kin.items() if (match[1], match[3]) == (found[1], found[3])}
 
 
 def licence_of(name: str) -> str | None:

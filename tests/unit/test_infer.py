@@ -1,22 +1,19 @@
-"""Upscaling of files: any size, any mode, seamless tiles."""
+"""Tiles that equal the whole image, how far networks see, and outputs that are stored."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from sr_distill.cli import main
-from sr_distill.data.images import read_rgb
-from sr_distill.errors import UserError
-from sr_distill.infer import WholeOutputs, find_inputs, output_paths, upscale, upscale_file
-from sr_distill.models import ModelSpec, SRModel, Teacher, build_model, save_model
+from sr_distill.infer import Upscaler, WholeOutputs, upscale
+from sr_distill.infer.rows import rows_of
+from sr_distill.models import Deployed, ModelSpec, SRModel, Teacher, build_model, self_ensembled
 from sr_distill.models.receptive_field import receptive_field
+from sr_distill.registry import ARCHITECTURES
+from sr_distill.zoo import open_model
 
-from ..conftest import architecture, natural_image, small, write_image
+from ..conftest import architecture, in_colors, natural_image, small
 
 CPU = torch.device("cpu")
 
@@ -59,6 +56,62 @@ def _deep():
             conv.weight.copy_(torch.tensor([[0, 0, 0], [0.5, 0, 0.5] if index % 2 else [0.9, 0, 0.1], [0, 0, 0.0]]))
         layers.append(conv)
     return SRModel(torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=2)), ModelSpec("deep", 2)).eval()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("how", ["network", "bicubic"])
+def test_tiles_equal_the_whole_image_to_float_precision(channels, how):
+    """Gray, colour, and either with alpha; some of it opaque, some invisible."""
+    model = build_model(small("mobile_sr", color="y"), 2).eval()
+    pixels = natural_image(70, 95).astype(np.float32) / 255
+    image = np.dstack([pixels, np.clip(np.hypot(*np.mgrid[-35:35, -47:48]) / 8 - 2, 0, 1)]).astype(np.float32)
+    image = np.ascontiguousarray(image[:, :, {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]])
+    whole, tiled = (Upscaler(model, CPU, tile, alpha=how)(rows_of(image)).whole() for tile in (0, 16))
+    assert whole.shape == (140, 190, channels)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), in_colors(ARCHITECTURES, "rgb", "y"))
+def test_what_is_deployed_is_what_was_trained(name, options):
+    model = build_model(small(name, **options), 2).eval()
+    for channels in (1, 3):
+        image = torch.rand(1, channels, 24, 20)
+        with torch.no_grad():
+            given = image if channels == 3 or model.spec.color == "y" else image.expand(-1, 3, -1, -1)
+            expected, found = model(given), Deployed(model)(image)
+        if channels == 3:
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+        else:
+            luma = (expected * torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1)).sum(1, keepdim=True) / 219
+            torch.testing.assert_close(found, luma if expected.shape[1] == 3 else expected, atol=2e-5, rtol=1e-4)
+
+
+def test_deployed_takes_images_of_one_pixel():
+    model = build_model(small("mobile_sr", color="y"), 4).eval()
+    image = torch.rand(1, 3, 1, 1)
+    torch.testing.assert_close(Deployed(model)(image), model(image), atol=1e-5, rtol=0)
+
+
+def test_self_ensemble():
+    model = build_model(small("mobile_sr"), 2).eval()
+    lr = torch.rand(3, 20, 30)
+    with torch.no_grad():
+        expected = self_ensembled(model, lr[None])[0].clamp(0, 1)
+    sr = Upscaler(model, CPU, 8, self_ensemble=True)(rows_of(lr.permute(1, 2, 0).contiguous().numpy())).whole()
+    np.testing.assert_allclose(sr, expected.permute(1, 2, 0).numpy(), atol=1e-5)
+
+
+def test_opaque_stays_opaque_and_hidden_colour_does_not_show():
+    """A red disc on invisible black: no pixel that can be seen is darker or of another colour."""
+    model = open_model("mobile_sr_tiny_x2")
+    disc = np.zeros((40, 40, 4), np.uint8)
+    disc[np.hypot(*np.mgrid[-20:20, -20:20]) < 12] = (200, 30, 30, 255)
+    large = Upscaler(model, CPU)(rows_of(disc)).whole()
+    plain = Upscaler(model, CPU)(rows_of(np.full((40, 40, 3), (200, 30, 30), np.uint8))).whole()[40, 40].astype(int)
+    seen = large[large[:, :, 3] > 0]
+    assert (np.abs(seen[:, :3].astype(int) - plain) <= 2).all()
+    assert set(large[35:45, 35:45, 3].ravel()) == {255}
+    assert set(large[:8, :8, 3].ravel()) == {0}
 
 
 def test_a_network_that_sees_the_whole_image_says_so_when_it_is_cut():
@@ -166,122 +219,3 @@ def test_other_errors_of_a_teacher_go_on():
 def test_very_small_images(size):
     model = build_model(small("rlfn"), 4).eval()
     assert upscale(model, torch.zeros(3, *size, dtype=torch.uint8), CPU).shape == (3, size[0] * 4, size[1] * 4)
-
-
-@pytest.fixture
-def model():
-    return build_model(architecture(type="mobile_sr", num_feat=4, num_block=1), 2).eval()
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("RGB", "RGB"),
-        ("L", "L"),
-        ("1", "L"),
-        ("P", "RGB"),
-        ("RGBA", "RGBA"),
-        ("LA", "RGBA"),
-        ("CMYK", "RGB"),
-        ("I;16", "L"),
-    ],
-)
-def test_modes(model, tmp_path, mode, expected):
-    image = Image.fromarray(natural_image(12, 10))
-    image = (
-        Image.fromarray(np.arange(120, dtype=np.uint16).reshape(12, 10) * 500)
-        if mode == "I;16"
-        else image.convert(mode)
-    )
-    source = tmp_path / ("in.tif" if mode == "CMYK" else "in.png")
-    image.save(source)
-    assert upscale_file(model, source, tmp_path / "out.png", CPU, 0) == (20, 24)
-    with Image.open(tmp_path / "out.png") as result:
-        assert (result.mode, result.size) == (expected, (20, 24))
-
-
-def test_transparency_is_kept(model, tmp_path):
-    rgba = np.dstack([natural_image(12, 10), np.zeros((12, 10), np.uint8)])
-    rgba[:, 5:, 3] = 255
-    upscale_file(model, write_image(tmp_path / "in.png", rgba), tmp_path / "out.png", CPU, 0)
-    alpha = np.array(Image.open(tmp_path / "out.png"))[:, :, 3]
-    assert alpha[:, :6].max() == 0
-    assert alpha[:, 14:].min() == 255
-
-
-def test_outputs_never_overwrite_each_other(tmp_path):
-    files = {tmp_path / name: Path(name) for name in ("a.png", "a.jpg", "sub/a.png", "b.png")}
-    out = output_paths(files, tmp_path / "out", 4).values()
-    names = [path.relative_to(tmp_path / "out").as_posix() for path in out]
-    assert names == ["a_png_x4.png", "a_jpg_x4.png", "sub/a_x4.png", "b_x4.png"]
-
-
-def test_inputs(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        find_inputs([tmp_path / "none.png"])
-    with pytest.raises(UserError, match="no image found"):
-        find_inputs([tmp_path])
-    write_image(tmp_path / "a.png", natural_image(8, 8))
-    (tmp_path / "b.gif").touch()
-    (tmp_path / "c.jp2").touch()
-    files, notes = find_inputs([tmp_path, tmp_path / "a.png"])
-    assert list(files.values()) == [Path("a.png")]
-    assert "2 file(s) there are not read as images (b.gif, c.jp2)" in notes[0]
-
-
-@pytest.fixture
-def model_file(model, tmp_path):
-    save_model(model, tmp_path / "model.safetensors")
-    return str(tmp_path / "model.safetensors")
-
-
-def test_command_upscales_a_folder_and_names_what_it_could_not(tmp_path, model_file, capsys):
-    write_image(tmp_path / "in/good.png", natural_image(12, 10))
-    (tmp_path / "in/bad.png").write_text("text")
-    code = main(
-        ["inference", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", model_file, "--device", "cpu"]
-    )
-    said = capsys.readouterr()
-    assert code == 1
-    assert "bad.png: cannot be read as an image" in said.err
-    assert "1 of 2 images could not be upscaled" in said.err
-    assert "Traceback" not in said.err
-    assert read_rgb(tmp_path / "out/good_x2.png").shape == (24, 20, 3)
-
-
-def test_command_says_once_that_tiles_may_differ(tmp_path, capsys):
-    save_model(build_model(small("rcan"), 2), tmp_path / "rcan.safetensors")
-    for name in "abc":
-        write_image(tmp_path / "in" / f"{name}.png", natural_image(9, 150))
-    where = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "rcan.safetensors")]
-    assert main(["inference", *where, "--device", "cpu", "--tile", "16"]) == 0
-    assert capsys.readouterr().err.count("note: rcan sees more of an image than a tile shows it") == 1
-    assert main(["inference", *where, "--device", "cpu"]) == 0
-    assert "note: " not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["-i", "{tmp}/none.png", "-o", "{tmp}/out", "--model", "{model}"], "there is no such file"),
-        (["-i", "{tmp}", "-o", "{tmp}/out", "--model", "{model}"], "no image found"),
-        (["-i", "{model}", "-o", "{model}", "--model", "{model}"], "results are PNG files; name a .png, or a folder"),
-        (["-i", "{model}", "-o", "{tmp}/out", "--model", "nothing_x4"], "model not found: nothing_x4"),
-        (
-            ["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--scale", "4"],
-            "is a network for scale 2, but scale 4",
-        ),
-        (
-            ["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--device", "cuda:77"],
-            "device 'cuda:77' is not available",
-        ),
-        (["-i", "{model}", "-o", "{tmp}/out", "--model", "{model}", "--tile", "-1"], "must be 0 or more"),
-    ],
-)
-def test_command_says_what_is_wrong_in_a_sentence(tmp_path, model_file, capsys, arguments, expected):
-    arguments = [text.format(tmp=tmp_path, model=model_file) for text in arguments]
-    assert main(["inference", *arguments]) == 2
-    said = capsys.readouterr()
-    assert expected in said.err
-    assert said.err.startswith("error: ")
-    assert "Traceback" not in said.err

@@ -1,0 +1,351 @@
+"""Image files in and out: what is in them stays in them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import skimage.io
+import tifffile
+from PIL import Image, ImageCms, PngImagePlugin
+
+from sr_distill.errors import UserError
+from sr_distill.infer import FORMATS, open_picture, picture_of, to_image, write_picture
+from sr_distill.infer.picture import Frame, Metadata, Picture
+from sr_distill.infer.rows import rows_of
+from sr_distill.infer.write import check, format_of
+
+from ..conftest import natural_image
+
+RNG = np.random.default_rng(0)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def _saved(image, kind, **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def _written(pixels, kind, metadata=Metadata()):  # noqa: B008
+    buffer = io.BytesIO()
+    write_picture(buffer, Picture("PNG", (Frame(rows_of(pixels)),), metadata), kind)
+    return buffer.getvalue()
+
+
+PHOTO = Image.fromarray(natural_image(24, 34))
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "dtype"),
+    [("RGB", 3, "uint8"), ("L", 1, "uint8"), ("1", 1, "uint8"), ("P", 3, "uint8"), ("RGBA", 4, "uint8"), ("LA", 2, "uint8"),
+     ("CMYK", 3, "uint8"), ("I;16", 1, "uint16"), ("F", 1, "uint16"), ("LAB", 3, "uint8"), ("YCbCr", 3, "uint8")],
+)  # fmt: skip
+def test_modes(mode, channels, dtype):
+    if mode == "I;16":
+        image = Image.fromarray(RNG.integers(0, 65536, (24, 34), dtype=np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(RNG.random((24, 34), dtype=np.float32))
+    elif mode == "LAB":
+        image = ImageCms.profileToProfile(PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    else:
+        image = PHOTO.convert(mode)
+    kind = "TIFF" if mode in ("CMYK", "F", "LAB", "YCbCr") else "PNG"
+    rows = open_picture(_saved(image, kind)).rows
+    assert (rows.height, rows.width, rows.channels, rows.dtype) == (24, 34, channels, np.dtype(dtype))
+    pixels = rows.whole()
+    if mode == "I;16":
+        np.testing.assert_array_equal(pixels[:, :, 0], np.asarray(image))
+    elif mode == "F":
+        np.testing.assert_allclose(pixels[:, :, 0] / 65535, np.asarray(image), atol=1e-5)
+    elif mode in ("RGB", "L", "RGBA", "LA"):
+        np.testing.assert_array_equal(pixels.squeeze(), np.asarray(image))
+    elif mode == "LAB":
+        assert np.abs(pixels.astype(int) - np.asarray(PHOTO)).mean() < 3
+    else:
+        np.testing.assert_array_equal(pixels.squeeze(), np.asarray(image.convert("L" if mode == "1" else "RGB")))
+
+
+def test_transparent_palettes_and_colours():
+    palette = PHOTO.convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    pixels = open_picture(_saved(palette, "PNG", transparency=palette.getpixel((0, 0)))).rows.whole()
+    assert pixels.shape[2] == 4
+    assert pixels[0, 0, 3] == 0
+    keyed = open_picture(_saved(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0)))).rows.whole()
+    assert keyed.shape[2] == 4
+    assert keyed[0, 0, 3] == 0
+    assert keyed[:, :, 3].max() == 255
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_of_colour_as_opencv_and_tifffile_write_them(tmp_path, channels, suffix):
+    pixels = RNG.integers(0, 65536, (20, 30, channels), dtype=np.uint16)
+    file = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(file, pixels, photometric="rgb", extrasamples=["unassalpha"] * (channels - 3))
+    else:
+        cv2.imwrite(str(file), pixels[:, :, [2, 1, 0, 3][:channels]])
+    np.testing.assert_array_equal(open_picture(file).rows.whole(), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (130, 1), (131, 77)])
+def test_png_as_others_read_it(channels, dtype, size):
+    pixels = RNG.integers(0, np.iinfo(dtype).max, (*size, channels), dtype=dtype, endpoint=True)
+    if size == (131, 77):  # smooth, so that every filter is the best somewhere
+        pixels = (np.cumsum(pixels % 3, axis=1) + np.cumsum(pixels % 2, axis=0)).astype(dtype)
+    data = _written(pixels, "png")
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if channels == 1:
+        np.testing.assert_array_equal(found, pixels[:, :, 0])
+    elif channels >= 3:
+        np.testing.assert_array_equal(found[:, :, [2, 1, 0, 3][:channels]], pixels)
+    Image.open(io.BytesIO(data)).verify()
+    np.testing.assert_array_equal(open_picture(data).rows.whole(), pixels)
+
+
+def test_png_is_about_as_small_as_libpngs():
+    photo = natural_image(300, 400)
+    assert len(_written(photo, "png")) < 1.05 * len(_saved(Image.fromarray(photo), "PNG", compress_level=2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_as_others_read_it(tmp_path, channels, dtype):
+    pixels = RNG.integers(0, np.iinfo(dtype).max, (150, 33, channels), dtype=dtype, endpoint=True)
+    file = tmp_path / "a.tif"
+    file.write_bytes(_written(pixels, "tiff", Metadata(icc=PROFILE, dpi=(300.0, 150.0))))
+    np.testing.assert_array_equal(tifffile.imread(file), pixels.squeeze())
+    np.testing.assert_array_equal(skimage.io.imread(file), pixels.squeeze())
+    picture = open_picture(file)
+    np.testing.assert_array_equal(picture.rows.whole(), pixels)
+    assert (picture.metadata.icc, picture.metadata.dpi) == (PROFILE, (300.0, 150.0))
+    if channels in (1, 3):
+        np.testing.assert_array_equal(cv2.imread(str(file), cv2.IMREAD_UNCHANGED).reshape(pixels.shape)[:, :, ::-1], pixels)
+
+
+def _exif(**tags):
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    exif.get_ifd(0x8769)[0x9003] = "2020:02:02 02:02:02"
+    exif.get_ifd(0x8769)[0xA002] = 34
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("target", ["png", "jpg", "webp", "avif"])
+def test_profile_exif_and_resolution_are_kept(source, target):
+    picture = open_picture(_saved(PHOTO, source, exif=_exif(), icc_profile=PROFILE, dpi=(300, 300), xmp=b"<x:xmpmeta/>"))
+    assert (picture.rows.height, picture.rows.width) == (34, 24)  # turned
+    buffer = io.BytesIO()
+    write_picture(buffer, picture, target)
+    with Image.open(buffer) as result:
+        assert result.size == (24, 34)
+        assert result.info["icc_profile"] == PROFILE
+        exif = result.getexif()
+        assert exif[0x010F] == "A camera"
+        assert 0x0112 not in exif
+        assert exif.get_ifd(0x8769)[0x9003] == "2020:02:02 02:02:02"
+        assert 0xA002 not in exif.get_ifd(0x8769)
+        if source in ("JPEG", "PNG") and target in ("png", "jpg"):
+            assert result.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+        if source != "PNG":
+            assert b"xmpmeta" in result.info["xmp"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_orientation(tmp_path, orientation, deep):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if deep:
+        pixels = RNG.integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+        plain = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+        body = exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I4s", len(body), b"eXIf") + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+        data = plain[:33] + chunk + plain[33:]
+    else:
+        pixels = natural_image(5, 7)
+        data = _saved(Image.fromarray(pixels), "PNG", exif=exif)
+    turned = {1: pixels, 2: np.fliplr(pixels), 3: np.rot90(pixels, 2), 4: np.flipud(pixels), 5: pixels.transpose(1, 0, 2),
+              6: np.rot90(pixels, -1), 7: np.rot90(pixels.transpose(1, 0, 2), 2), 8: np.rot90(pixels)}[orientation]  # fmt: skip
+    np.testing.assert_array_equal(open_picture(data).rows.whole(), turned)
+
+
+def test_texts_and_colour_chunks_of_a_png_are_kept():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Author", "Ä person")
+    texts.add(b"gAMA", struct.pack(">I", 100000))
+    picture = open_picture(_saved(PHOTO, "PNG", pnginfo=texts))
+    buffer = io.BytesIO()
+    write_picture(buffer, picture, "png")
+    with Image.open(buffer) as result:
+        result.load()
+        assert result.text == {"Author": "Ä person"}
+        assert result.info["gamma"] == 1.0
+
+
+def _animation(kind, **settings):
+    frames = [PHOTO.rotate(angle).convert("P" if kind == "GIF" else "RGB") for angle in (0, 30, 60)]
+    return _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=[50, 100, 250], **settings)
+
+
+@pytest.mark.parametrize("source", ["GIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("target", ["gif", "webp", "png", "avif"])
+def test_animations_keep_their_frames_and_their_timing(source, target):
+    picture = open_picture(_animation(source, loop=3))
+    assert picture.is_animated
+    buffer = io.BytesIO()
+    write_picture(buffer, picture, target)
+    with Image.open(buffer) as result:
+        assert result.n_frames == 3
+        times = [(result.seek(index), result.load(), result.info["duration"])[2] for index in range(3)]
+    assert times == pytest.approx([50, 100, 250])
+    if target != "avif":
+        assert open_picture(buffer.getvalue()).loop == 3
+    for before, after in zip(picture.frames, open_picture(buffer.getvalue()).frames):
+        assert np.abs(before.rows.whole()[:, :, :3].astype(int) - after.rows.whole()[:, :, :3]).mean() < 16  # palettes are coarse
+
+
+def test_pages_of_a_tiff():
+    pages = [PHOTO.rotate(angle) for angle in (0, 30)]
+    picture = open_picture(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert not picture.is_animated
+    buffer = io.BytesIO()
+    write_picture(buffer, picture, "tiff")
+    buffer.seek(0)
+    for index, page in enumerate(tifffile.TiffFile(buffer).pages):
+        np.testing.assert_array_equal(page.asarray(), np.asarray(pages[index]))
+    with pytest.raises(UserError, match="it has 2 pages, which only TIFF holds"):
+        check(picture, (24, 34), "png")
+
+
+def test_what_a_format_cannot_hold_is_said():
+    def notes(channels, dtype, kind, metadata=Metadata(), size=(2, 2)):  # noqa: B008
+        return check(Picture("PNG", (Frame(rows_of(np.zeros((2, 2, channels), dtype))),), metadata), size, kind)
+
+    assert notes(4, np.uint16, "png") == notes(3, np.uint8, "jpg") == notes(2, np.uint16, "tiff") == []
+    assert notes(4, np.uint8, "jpg") == ["jpg has no transparency: it becomes white."]
+    assert notes(3, np.uint16, "webp") == ["webp has 8 bits: of 16 bits the upper half is kept."]
+    assert notes(3, np.uint8, "bmp", Metadata(icc=b"1", exif=b"1"))[1].startswith("bmp is written without the colour profile")
+    with pytest.raises(UserError, match="too many for webp, whose sides have at most 16,383"):
+        notes(3, np.uint8, "webp", size=(10, 20000))
+    moving = open_picture(_animation("GIF"))
+    with pytest.raises(UserError, match="an animation of 3 frames, which jpg does not hold"):
+        check(moving, (2, 2), "jpg")
+
+
+def test_what_is_transparent_becomes_white_in_jpeg():
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    found = open_picture(_written(pixels, "jpg")).rows.whole()
+    assert found.min() >= 254
+
+
+def test_16_bits_are_rounded_where_there_are_8():
+    pixels = np.array([[[0], [128], [129], [65535]]], np.uint16)
+    assert open_picture(_written(pixels, "bmp")).rows.whole().ravel().tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_read_again_and_told_by_its_name(kind):
+    pixels = natural_image(40, 30)
+    found = open_picture(_written(pixels, kind))
+    assert np.abs(found.rows.whole()[:, :, :3].astype(int) - pixels).mean() < 6
+    assert format_of(FORMATS[kind].suffix.upper()) == kind
+
+
+def test_heic():
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    heif.register_heif_opener()
+    picture = open_picture(_saved(PHOTO, "HEIF", exif=_exif(), quality=95))
+    assert np.abs(picture.rows.whole().astype(int) - np.asarray(PHOTO)).mean() < 6
+    assert b"A camera" in picture.metadata.exif
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(_saved(PHOTO, "PNG"))
+    assert open_picture(tmp_path / "a.jpg").format == "PNG"
+
+
+def test_what_is_no_picture_is_one_sentence(tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "empty.png").touch()
+    whole = _saved(PHOTO, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder.png").mkdir()
+    tifffile.imwrite(tmp_path / "many.tif", np.zeros((9, 9, 6), np.uint16), photometric="rgb")
+    tifffile.imwrite(tmp_path / "hdr.tif", np.full((9, 9), 1e5, np.float32))
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((9, 9), np.nan, np.float32))
+    for name, said in (
+        ("text.png", "cannot be read as an image"),
+        ("empty.png", "cannot be read as an image"),
+        ("cut.png", "cannot be read as an image"),
+        ("folder.png", "is a folder"),
+        ("none.png", "there is no such file"),
+        ("many.tif", "it has 6 channels"),
+        ("hdr.tif", "its values go from 0 to 100000"),
+        ("nan.tif", "not finite"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            open_picture(tmp_path / name)
+        assert str(caught.value).count(name) == 1
+        assert "\n" not in str(caught.value)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    def header(width, height):
+        body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + struct.pack(">I4s", 0, b"IDAT")
+
+    (tmp_path / "bomb.png").write_bytes(header(60000, 50000))
+    with pytest.raises(UserError, match=r"60000x50000 are 3,000 megapixels, and at most 300 are read.*--max-megapixels 3001"):
+        open_picture(tmp_path / "bomb.png")
+    before = Image.MAX_IMAGE_PIXELS
+    open_picture(_saved(Image.new("L", (20000, 10000)), "PNG"))  # larger than Pillow's own limit, smaller than ours
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_pillow_images():
+    image = Image.open(io.BytesIO(_saved(PHOTO, "JPEG", exif=_exif(), icc_profile=PROFILE)))
+    picture = picture_of(image)
+    result = to_image(picture.rows, picture.metadata)
+    assert result.size == (24, 34)
+    assert result.info["icc_profile"] == PROFILE
+    assert b"A camera" in result.info["exif"]
+    deep = to_image(rows_of(np.full((3, 4, 1), 40000, np.uint16)))
+    assert (deep.mode, deep.getpixel((0, 0))) == ("I;16", 40000)
+
+
+def test_memory_of_writing_does_not_grow_with_the_image():
+    """A thousand bands of 3 megabytes go through the writers in the memory of a few."""
+    code = """
+import numpy as np, resource
+from sr_distill.infer.write import write_picture
+from sr_distill.infer.picture import Frame, Picture
+from sr_distill.infer.rows import Rows
+band = np.zeros((64, 16000, 3), np.uint8)
+class Nowhere:
+    def write(self, data): return len(data)
+    def seek(self, *a): return 0
+    def tell(self): return 0
+    def flush(self): pass
+rows = lambda count: Rows(64 * count, 16000, 3, band.dtype, lambda: (band for _ in range(count)))
+import io
+write_picture(io.BytesIO(), Picture("PNG", (Frame(rows(3)),)), KIND)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_picture(Nowhere() if KIND == "png" else io.BytesIO(), Picture("PNG", (Frame(rows(100)),)), KIND)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    for kind in ("png", "tiff"):
+        done = subprocess.run([sys.executable, "-c", code.replace("KIND", repr(kind))], capture_output=True, text=True, check=True)
+        assert float(done.stdout) < 40  # megabytes; the image has 300
