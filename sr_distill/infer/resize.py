@@ -64,6 +64,8 @@ def _premultiplied(image: Tensor) -> Tensor:
 def _of_premultiplied(image: Tensor) -> Tensor:
     if image.shape[2] not in (2, 4):
         return image.clamp_(0, 1)
-    alpha = image[:, :, -1:].clamp(0, 1)
-    color = (image[:, :, :-1] / alpha.clamp(min=1e-6)).clamp(0, 1) * (alpha > 0)
-    return torch.cat([color, alpha], dim=2)
+    alpha = image[:, :, -1:]
+    color = (image[:, :, :-1] / alpha.clamp(min=1e-6)).clamp(
+        0, 1
+    )  # both overshoot at edges alike: alpha is clipped after
+    return torch.cat([color, alpha.clamp(0, 1)], dim=2)

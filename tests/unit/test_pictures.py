@@ -53,7 +53,9 @@ def test_modes(mode, channels, dtype):
     elif mode == "F":
         image = Image.fromarray(RNG.random((24, 34), dtype=np.float32))
     elif mode == "LAB":
-        image = ImageCms.profileToProfile(PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        image = ImageCms.profileToProfile(
+            PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
     else:
         image = PHOTO.convert(mode)
     kind = "TIFF" if mode in ("CMYK", "F", "LAB", "YCbCr") else "PNG"
@@ -130,7 +132,9 @@ def test_tiff_as_others_read_it(tmp_path, channels, dtype):
     np.testing.assert_array_equal(picture.rows.whole(), pixels)
     assert (picture.metadata.icc, picture.metadata.dpi) == (PROFILE, (300.0, 150.0))
     if channels in (1, 3):
-        np.testing.assert_array_equal(cv2.imread(str(file), cv2.IMREAD_UNCHANGED).reshape(pixels.shape)[:, :, ::-1], pixels)
+        np.testing.assert_array_equal(
+            cv2.imread(str(file), cv2.IMREAD_UNCHANGED).reshape(pixels.shape)[:, :, ::-1], pixels
+        )
 
 
 def _exif(**tags):
@@ -145,7 +149,9 @@ def _exif(**tags):
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("target", ["png", "jpg", "webp", "avif"])
 def test_profile_exif_and_resolution_are_kept(source, target):
-    picture = open_picture(_saved(PHOTO, source, exif=_exif(), icc_profile=PROFILE, dpi=(300, 300), xmp=b"<x:xmpmeta/>"))
+    picture = open_picture(
+        _saved(PHOTO, source, exif=_exif(), icc_profile=PROFILE, dpi=(300, 300), xmp=b"<x:xmpmeta/>")
+    )
     assert (picture.rows.height, picture.rows.width) == (34, 24)  # turned
     buffer = io.BytesIO()
     write_picture(buffer, picture, target)
@@ -214,7 +220,9 @@ def test_animations_keep_their_frames_and_their_timing(source, target):
     if target != "avif":
         assert open_picture(buffer.getvalue()).loop == 3
     for before, after in zip(picture.frames, open_picture(buffer.getvalue()).frames):
-        assert np.abs(before.rows.whole()[:, :, :3].astype(int) - after.rows.whole()[:, :, :3]).mean() < 16  # palettes are coarse
+        assert (
+            np.abs(before.rows.whole()[:, :, :3].astype(int) - after.rows.whole()[:, :, :3]).mean() < 16
+        )  # palettes are coarse
 
 
 def test_pages_of_a_tiff():
@@ -237,7 +245,9 @@ def test_what_a_format_cannot_hold_is_said():
     assert notes(4, np.uint16, "png") == notes(3, np.uint8, "jpg") == notes(2, np.uint16, "tiff") == []
     assert notes(4, np.uint8, "jpg") == ["jpg has no transparency: it becomes white."]
     assert notes(3, np.uint16, "webp") == ["webp has 8 bits: of 16 bits the upper half is kept."]
-    assert notes(3, np.uint8, "bmp", Metadata(icc=b"1", exif=b"1"))[1].startswith("bmp is written without the colour profile")
+    assert notes(3, np.uint8, "bmp", Metadata(icc=b"1", exif=b"1"))[1].startswith(
+        "bmp is written without the colour profile"
+    )
     with pytest.raises(UserError, match="too many for webp, whose sides have at most 16,383"):
         notes(3, np.uint8, "webp", size=(10, 20000))
     moving = open_picture(_animation("GIF"))
@@ -305,10 +315,18 @@ def test_what_is_no_picture_is_one_sentence(tmp_path):
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     def header(width, height):
         body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + struct.pack(">I4s", 0, b"IDAT")
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + struct.pack(">I", 13)
+            + body
+            + struct.pack(">I", zlib.crc32(body))
+            + struct.pack(">I4s", 0, b"IDAT")
+        )
 
     (tmp_path / "bomb.png").write_bytes(header(60000, 50000))
-    with pytest.raises(UserError, match=r"60000x50000 are 3,000 megapixels, and at most 300 are read.*--max-megapixels 3001"):
+    with pytest.raises(
+        UserError, match=r"60000x50000 are 3,000 megapixels, and at most 300 are read.*--max-megapixels 3001"
+    ):
         open_picture(tmp_path / "bomb.png")
     before = Image.MAX_IMAGE_PIXELS
     open_picture(_saved(Image.new("L", (20000, 10000)), "PNG"))  # larger than Pillow's own limit, smaller than ours
@@ -347,5 +365,7 @@ write_picture(Nowhere() if KIND == "png" else io.BytesIO(), Picture("PNG", (Fram
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     for kind in ("png", "tiff"):
-        done = subprocess.run([sys.executable, "-c", code.replace("KIND", repr(kind))], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("KIND", repr(kind))], capture_output=True, text=True, check=True
+        )
         assert float(done.stdout) < 40  # megabytes; the image has 300

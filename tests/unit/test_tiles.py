@@ -233,5 +233,3 @@ def test_progress_adds_up_to_the_image():
     Upscaler(bicubic_model(2), CPU, 20)(image, done=done.append).whole()
     assert sum(done) == 61 * 90
     assert len(done) > 5
-
-
