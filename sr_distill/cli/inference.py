@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..api import DEFAULT_MODEL
 from ..console import progress_bar
-from ..devices import pick_device, process_share
+from ..devices import keep_freed_memory, pick_device, process_share
 from ..export import open_for
 from ..infer import (
     FORMATS,
@@ -39,6 +39,8 @@ from ..models import SRModel
 from ..zoo import ZOO
 from .common import add_architecture, add_device, add_runtime, parse, run_command
 
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} megapixels [{elapsed}<{remaining}, {rate_fmt}]"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``inference.py -i PATH ... -o FOLDER_OR_FILE [--model M] [--scale S] [--format F] ...``."""
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    sys.setswitchinterval(0.001)  # the network's thread waits less for those that read and write
     names, notes = find_inputs(args.input, args.recursive)
     rank, processes = process_share()
     note = _notes(rank)
@@ -60,21 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in notes + more:
         note(line)
     enlarger = Enlarger(upscalers, scale, args.seamless, note)
-    return _run(jobs[rank::processes], enlarger, args, note, quiet=rank > 0)
+    threads = torch.get_num_threads() if device.type == "cpu" else 2
+    return _run(jobs[rank::processes], enlarger, threads, args.max_megapixels, note, quiet=rank > 0)
 
 
 def _run(
-    jobs: Sequence[Job], enlarger: Enlarger, args: argparse.Namespace, note: Callable[[str], object], quiet: bool
+    jobs: Sequence[Job],
+    enlarger: Enlarger,
+    threads: int,
+    most_megapixels: float,
+    note: Callable[[str], object],
+    quiet: bool,
 ) -> int:
     images, videos = [job for job in jobs if not job.is_video], [job for job in jobs if job.is_video]
-    began, pixels, failures = time.perf_counter(), 0, []
     sizes = [size_in_header(job.source) for job in images if job.source != STANDARD]
+    began, pixels, failures = time.perf_counter(), 0, []
     total = sum(height * width for height, width in (enlarger.size_of(*size) for size in sizes if size))
-    bar = progress_bar(total=total / 1e6, unit="MP", disable=True if quiet or not images else None,
-                       bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} megapixels [{elapsed}<{remaining}, {rate_fmt}]")  # fmt: skip
+    bar = progress_bar(total=total / 1e6, unit="MP", bar_format=_BAR, disable=True if quiet or not images else None)
 
     def progress(job: Job, size: int) -> Callable[[float], object]:
-        bar.set_description(job.source.name, refresh=False)
         return lambda done: bar.update(done / 1e6)
 
     def tell(outcome: Outcome) -> None:
@@ -90,7 +99,7 @@ def _run(
             tqdm.write(f"{outcome.job.target} ({width}x{height})")
 
     with bar:
-        for outcome in upscale_files(images, enlarger, args.max_megapixels, progress):
+        for outcome in upscale_files(images, enlarger, threads, most_megapixels, progress):
             tell(outcome)
     for job in videos:
         tell(upscale_video(job, enlarger, note, quiet))

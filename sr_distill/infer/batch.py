@@ -1,12 +1,13 @@
-"""Many files, one after the other: the next is read, and the last one written, while the network works on one."""
+"""Many files: some are read and written while networks work on others."""
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -17,10 +18,11 @@ from .enlarge import Done, Enlarger
 from .files import STANDARD, Job
 from .picture import MOST_MEGAPIXELS, Picture, open_picture, size_in_header
 from .rows import Pixels, Rows
+from .upscale import single_threads
 from .write import check, write_picture
 
-_EARLY_MEGAPIXELS = 30  # of an image that is decoded while another is still worked on
-_PATIENCE = 0.2  # seconds
+_AHEAD_MEGAPIXELS = 0.5  # of an image of which a band is computed while another is written
+_MEGAPIXELS = 30  # of the images that are in memory at the same time, but for one that is larger alone
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Outcome:
 def upscale_files(
     jobs: Sequence[Job],
     enlarger: Enlarger,
+    threads: int = 1,
     most_megapixels: float = MOST_MEGAPIXELS,
     progress: Callable[[Job, int], Done] = lambda job, pixels: lambda done: None,
     read_standard: Callable[[], bytes] = lambda: sys.stdin.buffer.read(),
@@ -52,99 +55,122 @@ def upscale_files(
 ) -> Iterator[Outcome]:
     """Upscale images and write the results, each under a temporary name first; gives what became of each, in their order.
 
-    A file that cannot be read, upscaled or written is an outcome with an error; the others go on.
+    A file that cannot be read, upscaled or written is an outcome with an error; the others go on. One more file than ``threads`` is under way
+    at a time, so that one is read or written while networks work on the others; large ones are alone.
 
     Args:
+        threads: of the network.
         progress: is called for each file with the pixels of its result; what it returns is told how many were finished.
     """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        results: deque[tuple[Outcome, Future | None]] = deque()
+    batch = _Batch(enlarger, most_megapixels, progress, read_standard, standard_output)
+    pool = single_threads(min(threads + 1, len(jobs))) if len(jobs) > 1 else ThreadPoolExecutor(1)
+    waiting = deque(pool.submit(batch.run, job) for job in jobs)
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        batch.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """The batch was given up."""
+
+
+class _Batch:
+    """What the files of a batch share."""
+
+    def __init__(
+        self,
+        enlarger: Enlarger,
+        most_megapixels: float,
+        progress: Callable[[Job, int], Done],
+        read_standard: Callable[[], bytes],
+        standard_output: Callable[[], BinaryIO],
+    ) -> None:
+        self._enlarger, self._most_megapixels, self._progress = enlarger, most_megapixels, progress
+        self._read_standard, self._standard_output = read_standard, standard_output
+        self._room = _Room(_MEGAPIXELS)
+        self._given_up = threading.Event()
+
+    def stop(self) -> None:
+        """Let every file that is under way end at its next tile, with nothing left of it."""
+        self._given_up.set()
+
+    def run(self, job: Job) -> Outcome:
+        """One file from its reading to its writing."""
         try:
-            for job, picture in _read_ahead(jobs, reader, most_megapixels, read_standard):
-                results.append(_begun(job, picture, enlarger, progress, writer, standard_output))
-                while results and (results[0][1] is None or results[0][1].done() or len(results) > 1):
-                    yield _finished(*results.popleft())
-            while results:
-                yield _finished(*results.popleft())
+            with self._room.for_megapixels(_megapixels(job)):
+                source = open_picture(
+                    self._read_standard() if job.source == STANDARD else job.source, self._most_megapixels
+                )
+                size = self._enlarger.size_of(source.rows.height, source.rows.width)
+                notes = (*source.notes, *check(source, size, job.kind))
+                pixels = size[0] * size[1] * len(source.frames)
+                large = self._enlarger(source, self._until_given_up(self._progress(job, pixels)))
+                with ThreadPoolExecutor(1) as computing:
+                    if source.rows.height * source.rows.width > _AHEAD_MEGAPIXELS * 1e6:
+                        frames = (replace(frame, rows=_ahead(frame.rows, computing)) for frame in large.frames)
+                        large = replace(large, frames=tuple(frames))
+                    self._write(job, large)
+                return Outcome(job, size, pixels, notes)
+        except (UserError, RuntimeError, MemoryError, OSError, ValueError) as error:
+            return Outcome(job, error=_sentence(job, error))
+
+    def _until_given_up(self, done: Done) -> Done:
+        def told(pixels: float) -> None:
+            if self._given_up.is_set():
+                raise _Stopped
+            done(pixels)
+
+        return told
+
+    def _write(self, job: Job, picture: Picture) -> None:
+        if job.target == STANDARD:
+            write_picture(self._standard_output(), picture, job.kind)
+            self._standard_output().flush()
+            return
+        with atomic_path(job.target) as temporary, temporary.open("wb") as file:
+            write_picture(file, picture, job.kind)
+
+
+class _Room:
+    """Lets as many images into memory as fit; one that is larger than that is alone."""
+
+    def __init__(self, megapixels: float) -> None:
+        self._most, self._taken, self._changed = megapixels, 0.0, threading.Condition()
+
+    @contextlib.contextmanager
+    def for_megapixels(self, megapixels: float) -> Iterator[None]:
+        wanted = min(megapixels, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + wanted <= self._most)
+            self._taken += wanted
+        try:
+            yield
         finally:
-            reader.shutdown(wait=False, cancel_futures=True)
+            with self._changed:
+                self._taken -= wanted
+                self._changed.notify_all()
 
 
-def _read_ahead(
-    jobs: Sequence[Job], reader: ThreadPoolExecutor, most_megapixels: float, read_standard: Callable[[], bytes]
-) -> Iterator[tuple[Job, Future[Picture]]]:
-    """Each job with its picture; the next is decoded meanwhile, if it is not a large one."""
+def _ahead(rows: Rows, computing: ThreadPoolExecutor) -> Rows:
+    """The same image, its next band computed while this one is written."""
 
-    def read(job: Job) -> Picture:
-        return open_picture(read_standard() if job.source == STANDARD else job.source, most_megapixels)
+    def bands() -> Iterator[Pixels]:
+        source = rows.bands()
+        following = computing.submit(next, source, None)
+        while (band := following.result()) is not None:
+            following = computing.submit(next, source, None)
+            yield band
 
-    early: Future[Picture] | None = None
-    for index, job in enumerate(jobs):
-        current = early or reader.submit(read, job)
-        following = jobs[index + 1] if index + 1 < len(jobs) else None
-        early = reader.submit(read, following) if following is not None and _is_small(following) else None
-        yield job, current
+    return replace(rows, bands=bands)
 
 
-def _is_small(job: Job) -> bool:
-    """Whether an image is decoded before its turn, by what its header says; one that cannot be read is an error soon enough."""
-    if job.source == STANDARD:
-        return False
-    height, width = size_in_header(job.source) or (0, 0)
-    return height * width <= _EARLY_MEGAPIXELS * 1e6
-
-
-def _begun(
-    job: Job,
-    picture: Future[Picture],
-    enlarger: Enlarger,
-    progress: Callable[[Job, int], Done],
-    writer: ThreadPoolExecutor,
-    standard_output: Callable[[], BinaryIO],
-) -> tuple[Outcome, Future | None]:
-    """Compute a picture while it is written; gives what will have become of it when the writing is done."""
-    try:
-        source = picture.result()
-        height, width = enlarger.size_of(source.rows.height, source.rows.width)
-        notes = (*source.notes, *check(source, (height, width), job.kind))
-        pixels = height * width * len(source.frames)
-        large = enlarger(source, progress(job, pixels))
-    except (UserError, RuntimeError, MemoryError) as error:
-        return Outcome(job, error=_sentence(job, error)), None
-    feeds = [_Feed(frame.rows) for frame in large.frames]
-    handed = replace(large, frames=tuple(replace(f, rows=feed.rows) for f, feed in zip(large.frames, feeds)))
-    writing = writer.submit(_write, job, handed, standard_output)
-    outcome = Outcome(job, (height, width), pixels, notes)
-    try:
-        for feed in feeds:
-            feed.pump(writing)
-    except BaseException as error:
-        for feed in feeds:
-            feed.fail(error)
-        if not isinstance(error, (UserError, RuntimeError, MemoryError)):
-            raise
-        return Outcome(job, error=_sentence(job, error)), None
-    return outcome, writing
-
-
-def _finished(outcome: Outcome, writing: Future | None) -> Outcome:
-    """The outcome, once it is written."""
-    if writing is None:
-        return outcome
-    try:
-        writing.result()
-    except Exception as error:
-        return Outcome(outcome.job, error=_sentence(outcome.job, error))
-    return outcome
-
-
-def _write(job: Job, picture: Picture, standard_output: Callable[[], BinaryIO]) -> None:
-    if job.target == STANDARD:
-        write_picture(standard_output(), picture, job.kind)
-        standard_output().flush()
-        return
-    with atomic_path(job.target) as temporary, temporary.open("wb") as file:
-        write_picture(file, picture, job.kind)
+def _megapixels(job: Job) -> float:
+    """Of the source, as its header says; one that cannot be read is an error soon enough."""
+    height, width = (job.source != STANDARD and size_in_header(job.source)) or (0, 0)
+    return height * width / 1e6
 
 
 def _sentence(job: Job, error: BaseException) -> str:
@@ -161,50 +187,3 @@ def _sentence(job: Job, error: BaseException) -> str:
     if isinstance(error, (OSError, ValueError)):
         return f"{job.target}: cannot be written ({' '.join(str(error).split())[:200]})."
     raise error
-
-
-class _Stopped(Exception):
-    """The other side of a feed has failed."""
-
-
-class _Feed:
-    """Bands that one thread computes and another writes, few at a time."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._source = rows
-        self._queue: queue.Queue[Pixels | BaseException | None] = queue.Queue(maxsize=1)
-        self.rows = Rows(rows.height, rows.width, rows.channels, rows.dtype, self._taken)
-
-    def _taken(self) -> Iterator[Pixels]:
-        while (band := self._queue.get()) is not None:
-            if isinstance(band, BaseException):
-                raise _Stopped from band
-            yield band
-
-    def pump(self, writing: Future) -> None:
-        """Compute all bands; ends early when the writer has failed."""
-        for band in self._source.bands():
-            if not self._put(band, writing):
-                return
-        self._put(None, writing)
-
-    def _put(self, item: Pixels | None, writing: Future) -> bool:
-        while not writing.done():
-            try:
-                self._queue.put(item, timeout=_PATIENCE)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fail(self, error: BaseException) -> None:
-        """Make the writer give up."""
-        while True:
-            try:
-                self._queue.put_nowait(error)
-                return
-            except queue.Full:
-                try:
-                    self._queue.get_nowait()
-                except queue.Empty:
-                    continue

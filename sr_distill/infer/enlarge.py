@@ -101,7 +101,7 @@ class Enlarger:
         for index, factor in enumerate(chain):
             last = index == len(chain) - 1
             share = height * width / (large.height * large.width)
-            told = (lambda pixels, share=share: done(pixels * share)) if last else (lambda pixels: None)
+            told = (lambda pixels, share=share: done(pixels * share)) if last else (lambda pixels: done(0.0))
             large = self._upscalers[factor](large, kind if last and exact else np.float32, told)
         if margin:
             large = _cut(large, margin * whole)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import UserError
@@ -29,6 +29,7 @@ MOST_MEGAPIXELS = 300
 """Of an image that is read without being told that it may have more."""
 
 _ORIENTATION, _EXIF_WIDTH, _EXIF_HEIGHT, _EXIF_IFD, _KIND_OF_PAGE, _PROFILE = 0x0112, 0xA002, 0xA003, 0x8769, 254, 34675
+_GRAY_AND_ALPHA = 4  # of a PNG's colour types
 _COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _OPENING = threading.Lock()  # Pillow's limit is global
@@ -270,36 +271,37 @@ def _deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarra
         header = file.read(26)
         if header[24] != 16 or header[25] == 0:
             return None
-        return _deep_png(file)
+        return _deep_png(file, gray=header[25] == _GRAY_AND_ALPHA)
     if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16} and len(image.tag_v2[258]) > 1:
         return _deep_tiff(file, page)
     return None
 
 
-def _deep_png(file: BinaryIO) -> np.ndarray:
-    from torchvision.io import ImageReadMode, decode_png
-
+def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
+    """By OpenCV: torchvision's decoder ends the process at some damaged files."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            f"colours of 16 bits in a PNG are read by OpenCV, which cannot be imported here ({error})."
+        ) from error
     file.seek(0)
-    pixels = decode_png(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    if pixels.dtype != torch.uint16:
-        raise UserError("this torchvision reads no PNG of 16 bits: install a newer one.")
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise UserError("it is a damaged PNG of 16 bits.")
+    return np.ascontiguousarray(pixels[:, :, [2, 3] if gray else [2, 1, 0, 3][: pixels.shape[2]]])
 
 
 def _deep_tiff(file: BinaryIO, page: int) -> np.ndarray:
-    import tifffile
-
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with _tifffile().TiffFile(file) as tiff:
         return _channels_last(tiff.pages[page].asarray(), tiff.pages[page].axes)
 
 
 def _unusual_tiff(file: BinaryIO, name: str, most_megapixels: float) -> Picture:
     """A TIFF that Pillow does not know (gray and alpha of 16 bits, ...); of its pages the first."""
-    import tifffile
-
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with _tifffile().TiffFile(file) as tiff:
         page = tiff.pages[0]
         _check_size((page.imagewidth, page.imagelength), 1, name, most_megapixels)
         profile = page.tags.get(_PROFILE)
@@ -310,6 +312,14 @@ def _unusual_tiff(file: BinaryIO, name: str, most_megapixels: float) -> Picture:
         raise UserError(f"its values are {pixels.dtype}; pictures have 8 or 16 bits.")
     icc = bytes(profile.value) if profile is not None else None
     return Picture("TIFF", (Frame(rows_of(pixels)),), Metadata(icc=icc, dpi=dpi), notes=notes)
+
+
+def _tifffile() -> Any:
+    """The package, which logs of damage what it also raises."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    return tifffile
 
 
 def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:

@@ -18,14 +18,11 @@ _CHUNK = 2**20
 _AT_ONCE = 2**18  # bytes of the image that are filtered together: their differences take ten times as much
 
 
-def write_png(file: BinaryIO, image: Rows, metadata: Metadata, level: int = 2) -> None:
+def write_png(file: BinaryIO, image: Rows, metadata: Metadata) -> None:
     """Write an image of uint8 or uint16 as it comes.
 
     Each row is filtered by Sub, Up or Paeth, whichever leaves the least sum of absolute differences (the heuristic of the PNG
     specification, section 12.8).
-
-    Args:
-        level: of zlib, 0 to 9. 2 writes photographs four times as fast as 6, which makes them a tenth smaller.
 
     Source: Portable Network Graphics Specification, 3rd edition (W3C).
     """
@@ -34,7 +31,7 @@ def write_png(file: BinaryIO, image: Rows, metadata: Metadata, level: int = 2) -
     header = struct.pack(">IIBBBBB", image.width, image.height, depth, _COLOR_TYPES[image.channels], 0, 0, 0)
     _chunk(file, b"IHDR", header)
     _describe(file, metadata)
-    packer = zlib.compressobj(level, zlib.DEFLATED, 15, 9, zlib.Z_FILTERED)
+    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)  # of filtered photographs: smaller than level 3 of the default, and faster
     step = image.channels * image.dtype.itemsize
     above, waiting, at_once = (
         np.zeros((1, image.width * step), np.uint8),

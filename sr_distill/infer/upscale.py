@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import to_uint8
-from ..devices import is_out_of_memory
-from ..errors import ImageError
-from ..models import Deployed, SRModel, Teacher, self_ensembled
+from ..models import SRModel, Teacher
 from ..models.receptive_field import receptive_field
 from . import alpha as transparency
 from .rows import Pixels, Rows, Window, rows_of
+from .runner import Precision, Runner
 from .spans import Span, batches, spans
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 TILE = 256
 WIDE = 64
 """Context of the tiles of a network of which no context makes them equal to the whole image; they are blended over half of it."""
 
+Done = Callable[[int], object]
+
 _BAND_BYTES = 2**27  # of a row of tiles' output: very wide images have lower tiles
-_LEAST = 32  # side of a tile below which cutting it further saves no memory
+_LEAST = 32  # rows of a tile, however wide the image is
 _BATCH_PIXELS = 2**19  # shown at once to a network on a GPU
 
 
@@ -36,8 +34,8 @@ class Upscaler:
     """A network, and how it is run over images.
 
     An image larger than a tile is cut, with as much context around each tile as the network sees; only a tile's own pixels are kept, which
-    are those of the image in one piece. Only one tile (on a GPU: a few of one size) is on the device at a time. If memory does not suffice
-    for a tile, it is cut in two, with context, and *that tile* is computed again.
+    are those of the image in one piece. On a GPU a few tiles of one size are on it at a time; on a processor one for each thread. If memory
+    does not suffice for a tile, it is cut in two, with context, and *that tile* is computed again.
 
     Args:
         model: in eval mode; it goes to ``device``.
@@ -48,6 +46,9 @@ class Upscaler:
         self_ensemble: the mean over 8 flips and turns, at 8 times the cost.
         alpha: how transparency is upscaled.
         say: is told, for each image that is cut, if the network sees too far for that.
+
+    Attributes:
+        threads: tiles that are computed at the same time on a processor: as many as PyTorch has threads.
     """
 
     def __init__(
@@ -61,34 +62,16 @@ class Upscaler:
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
         teacher = model if isinstance(model, Teacher) else Teacher(model, self_ensemble)
-        self.scale, self._name = model.spec.scale, model.spec.name
+        self.scale, self.multiple, self._name = model.spec.scale, model.spec.size_multiple, model.spec.name
         self.key = f"{teacher.key} {precision}"
-        self.multiple = model.spec.size_multiple
-        self._teacher = teacher
-        self._network = Deployed(teacher.model).to(device, memory_format=torch.channels_last)
-        self._turns, self._alpha = teacher.self_ensemble, alpha
-        self._device, self._tile, self._say = device, tile, say
-        self._autocast = {"auto": torch.float16 if device.type == "cuda" else None, "bf16": torch.bfloat16,
-                          "fp16": torch.float16, "fp32": None}[precision]  # fmt: skip
-        self._too_large: int | None = None  # pixels of the smallest tile that memory did not suffice for
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._runner = Runner(teacher, device, precision, alpha, tile > 0, self.threads)
+        self._teacher, self._device, self._tile, self._say = teacher, device, tile, say
+        self._sight: tuple[int, bool] | None = None
+        self._measuring = threading.Lock()
+        self._workers: ThreadPoolExecutor | None = None
 
-    @property
-    def context(self) -> int:
-        """Pixels around a tile that it is shown; measured when it is first asked for."""
-        return self._sight[0]
-
-    @property
-    def exact(self) -> bool:
-        """Whether tiles with this context equal the whole image."""
-        return self._sight[1]
-
-    @functools.cached_property
-    def _sight(self) -> tuple[int, bool]:
-        return context_of(self._teacher)
-
-    def __call__(
-        self, image: Rows, dtype: type | None = None, done: Callable[[int], object] = lambda pixels: None
-    ) -> Rows:
+    def __call__(self, image: Rows, dtype: type | None = None, done: Done = lambda pixels: None) -> Rows:
         """The image, ``scale`` times as high and wide, in bands as they are finished.
 
         Args:
@@ -101,7 +84,7 @@ class Upscaler:
         """
         kind = np.dtype(dtype or image.dtype)
         across, down = self._cut(image, kind)
-        if len(across) * len(down) > 1 and not self.exact:
+        if len(across) * len(down) > 1 and not self._seen()[1]:
             self._say(
                 f"{self._name} sees more of an image than a tile shows it: images that are cut into tiles of {self._tile} pixels "
                 f"come out a little different than in one piece, which takes more memory (tile 0). Tiles are blended over {WIDE} pixels."
@@ -111,27 +94,34 @@ class Upscaler:
 
     def context_for(self, image: Rows) -> int:
         """Pixels around a tile that its output depends on."""
-        return self.context + (transparency.REACH if image.has_alpha else 0)
+        return self._seen()[0] + (transparency.REACH if image.has_alpha else 0)
+
+    def _seen(self) -> tuple[int, bool]:
+        """What :func:`context_of` says of the network, measured when it is first asked for."""
+        with self._measuring:
+            if self._sight is None:
+                self._sight = context_of(self._teacher)
+            return self._sight
 
     def _cut(self, image: Rows, kind: np.dtype) -> tuple[list[Span], list[Span]]:
         """The tiles' columns and rows."""
         if max(image.height, image.width) <= self._tile or self._tile == 0:
             return spans(image.width, 0, 0), spans(image.height, 0, 0)
-        fade = 0 if self.exact else min(WIDE // 2, self._tile // 4)
+        fade = 0 if self._seen()[1] else min(WIDE // 2, self._tile // 4)
         context = self.context_for(image)
         of_a_row = image.width * image.channels * self.scale**2 * (kind.itemsize if fade == 0 else 4)
         low = min(self._tile, max(_LEAST, _BAND_BYTES // of_a_row))
-        return tuple(
-            spans(side, tile, context, self.multiple, fade)
-            for side, tile in ((image.width, self._tile), (image.height, low))
-        )
+        sides = ((image.width, self._tile), (image.height, low))
+        return tuple(spans(side, tile, context, self.multiple, fade) for side, tile in sides)
 
     def _bands(
-        self, image: Rows, across: Sequence[Span], down: Sequence[Span], kind: np.dtype, done: Callable[[int], object]
+        self, image: Rows, across: Sequence[Span], down: Sequence[Span], kind: np.dtype, done: Done
     ) -> Iterator[Pixels]:
         window, carried = Window(image), None
+        context = functools.partial(self.context_for, image)
         for rows in down:
-            band = self._band(window.rows(rows.first, rows.last), rows, across, kind, done)
+            strip = window.rows(rows.first, rows.last)
+            band = self._band(strip, rows, across, kind, context, done)
             if rows.before or rows.after:
                 band *= rows.weights(self.scale).numpy()[:, None, None]
                 if carried is not None:
@@ -141,86 +131,38 @@ class Upscaler:
             yield band if band.dtype == kind else _as(torch.from_numpy(band), kind)
 
     def _band(
-        self, strip: Pixels, rows: Span, across: Sequence[Span], kind: np.dtype, done: Callable[[int], object]
+        self, strip: Pixels, rows: Span, across: Sequence[Span], kind: np.dtype, context: Callable[[], int], done: Done
     ) -> Pixels:
         """The output of one row of tiles; in float32 where tiles are blended."""
         blended = bool(rows.before or rows.after or any(piece.before or piece.after for piece in across))
-        kept = rows.kept(self.scale)
-        shape = kept.stop - kept.start, sum(piece.stop - piece.start for piece in across) * self.scale, strip.shape[2]
-        band = np.zeros(shape, np.float32) if blended else np.empty(shape, kind)
-        most = 1 if self._device.type == "cpu" else max(1, _BATCH_PIXELS // (len(strip) * self._tile or 1))
-        for group in batches(across, most):
-            tiles = np.stack([strip[:, piece.shown] for piece in group])
-            for piece, sr in zip(group, self._computed(tiles)):
-                part = sr[:, kept, piece.kept(self.scale)].permute(1, 2, 0)
-                if blended:
-                    band[:, piece.target(self.scale)] += (
-                        (part * piece.weights(self.scale).to(part)[:, None]).cpu().numpy()
-                    )
-                else:
-                    band[:, piece.target(self.scale)] = _as(part, kind)
+        kept, kind = rows.kept(self.scale), np.dtype(np.float32) if blended else kind
+        width = across[-1].stop * self.scale
+        band = (np.zeros if blended else np.empty)((kept.stop - kept.start, width, strip.shape[2]), kind)
+
+        def compute(group: list[Span]) -> list[Pixels]:
+            large = self._runner(np.stack([strip[:, piece.shown] for piece in group]), context)
+            parts = [_as(sr[:, kept, piece.kept(self.scale)].permute(1, 2, 0), kind) for piece, sr in zip(group, large)]
+            for piece in group:
                 done((rows.stop - rows.start) * (piece.stop - piece.start))
+            return parts
+
+        most = 1 if self._device.type == "cpu" else max(1, _BATCH_PIXELS // max(1, len(strip) * self._tile))
+        groups = list(batches(across, most))
+        for group, parts in zip(groups, self._map(compute, groups)):
+            for piece, part in zip(group, parts):
+                if blended:
+                    band[:, piece.target(self.scale)] += part * piece.weights(self.scale).numpy()[:, None]
+                else:
+                    band[:, piece.target(self.scale)] = part
         return band
 
-    @torch.inference_mode()
-    def _computed(self, tiles: Pixels) -> Tensor:
-        """(B, h, w, C) to (B, C, h*scale, w*scale) in [0, 1], on the device."""
-        lr = torch.from_numpy(tiles).to(self._device)
-        lr = (lr if lr.is_floating_point() else lr.float().div_(np.iinfo(tiles.dtype).max)).permute(0, 3, 1, 2)
-        with _exact_convolutions(self._autocast is None):
-            return self._in_memory(lr)
-
-    def _in_memory(self, lr: Tensor) -> Tensor:
-        """As much at once as memory suffices for."""
-        pixels = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        if self._too_large is None or pixels < self._too_large:
-            try:
-                return self._finite(lr)
-            except (RuntimeError, MemoryError) as error:
-                if self._tile == 0 or not is_out_of_memory(error):
-                    raise
-                failure = error
-            self._too_large = pixels
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-        else:
-            failure = MemoryError(f"not enough memory on {self._device}")
-        if len(lr) > 1:
-            return torch.cat([self._in_memory(one) for one in lr.split(1)])
-        return self._halved(lr, failure)
-
-    def _halved(self, lr: Tensor, failure: BaseException) -> Tensor:
-        """The longer side in two."""
-        dim = 2 if lr.shape[2] >= lr.shape[3] else 3
-        length, context = lr.shape[dim], self.context + (transparency.REACH if lr.shape[1] in (2, 4) else 0)
-        half = -(-length // 2 // self.multiple) * self.multiple
-        if half <= max(_LEAST, context + self.multiple):
-            raise failure
-        pieces = [Span(0, half, 0, min(length, half + context)),
-                  Span(half, length, (half - context) // self.multiple * self.multiple, length)]  # fmt: skip
-        parts = (self._in_memory(lr.narrow(dim, piece.first, piece.last - piece.first)) for piece in pieces)
-        kept = (piece.kept(self.scale) for piece in pieces)
-        return torch.cat([part.narrow(dim, cut.start, cut.stop - cut.start) for part, cut in zip(parts, kept)], dim)
-
-    def _finite(self, lr: Tensor) -> Tensor:
-        sr = self._run(lr, self._autocast)
-        if self._autocast is not None and not sr.sum().isfinite():
-            sr = self._run(lr, None)
-        if not sr.sum().isfinite():
-            raise ImageError(
-                f"{self._name} gives values that are not finite numbers: its weights are damaged, or it cannot take this image"
-            )
-        return sr.clamp_(0, 1)
-
-    def _run(self, lr: Tensor, autocast: torch.dtype | None) -> Tensor:
-        self._network.autocast = autocast
-        run = (lambda image: self_ensembled(self._network, image)) if self._turns else self._network
-        if lr.shape[1] in (1, 3):
-            return run(lr)
-        color, alpha = lr[:, :-1], lr[:, -1:]
-        opaque = bool((alpha == 1).all())
-        sr = run(color if opaque else transparency.continued(color, alpha))
-        return torch.cat([sr, transparency.upscaled(alpha, self.scale, run, self._alpha)], dim=1)
+    def _map(self, compute: Callable[[list[Span]], list[Pixels]], groups: list[list[Span]]) -> Iterator[list[Pixels]]:
+        """In order; on a processor by as many threads at once, each with a tile of its own, which scales better than sharing one."""
+        if self.threads == 1 or len(groups) == 1:
+            return map(compute, groups)
+        if self._workers is None:
+            self._workers = single_threads(self.threads)
+        return self._workers.map(compute, groups)
 
 
 def upscale(
@@ -240,6 +182,17 @@ def upscale(
     return torch.from_numpy(sr).permute(2, 0, 1).to(lr.dtype)
 
 
+def single_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch has one thread of its own; elsewhere it keeps as many as it has."""
+    before, together = torch.get_num_threads(), threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1))
+    list(
+        pool.map(lambda index: together.wait(), range(count))
+    )  # all have begun: the setting is each thread's own, and new ones take the last
+    torch.set_num_threads(before)
+    return pool
+
+
 def context_of(model: SRModel | Teacher) -> tuple[int, bool]:
     """The context in LR pixels that the network's tiles have, and whether tiles with it equal the whole image."""
     network = model.model if isinstance(model, Teacher) else model
@@ -250,19 +203,9 @@ def context_of(model: SRModel | Teacher) -> tuple[int, bool]:
 
 
 def _as(sr: Tensor, kind: np.dtype) -> Pixels:
-    """Floats in [0, 1] to pixels of a type, rounded to the nearest level."""
-    if kind == np.uint8:
-        return to_uint8(sr).cpu().numpy()
-    if kind == np.uint16:
-        return sr.float().clamp(0, 1).mul(65535).round().int().cpu().numpy().astype(np.uint16)
-    return sr.float().cpu().numpy()
-
-
-@contextlib.contextmanager
-def _exact_convolutions(wanted: bool) -> Iterator[None]:
-    """Convolutions on a GPU are in TensorFloat-32 unless it is switched off."""
-    if not wanted:
-        yield
-        return
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
+    """Floats to pixels of a type, clipped, and rounded to the nearest level."""
+    sr = sr.float()
+    if kind == np.float32:
+        return sr.clamp(0, 1).cpu().numpy()
+    levels = sr.mul(np.iinfo(kind).max).round_().clamp_(0, np.iinfo(kind).max)
+    return (levels.to(torch.uint8) if kind == np.uint8 else levels.int()).cpu().numpy().astype(kind, copy=False)

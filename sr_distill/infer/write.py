@@ -108,14 +108,13 @@ def write_picture(file: BinaryIO, picture: Picture, kind: str) -> None:
         _write_by_pillow(file, picture, kind)
 
 
-def to_image(rows: Rows, metadata: Metadata = Metadata(), format: str | None = None) -> Image.Image:
+def to_image(rows: Rows, metadata: Metadata | None = None) -> Image.Image:
     """A Pillow image of 8 bits (or of 16, where it is gray), with its profile, EXIF and resolution in ``info``."""
     deep = rows.dtype == np.uint16 and rows.channels == 1
     pixels = (rows if deep else converted(rows, np.uint8)).whole()
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    for key, value in _described(metadata, "PNG").items():
-        image.info[key] = value
-    image.format = format
+    if metadata is not None:
+        image.info |= _described(metadata, "PNG")
     return image
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from ..data.color import rgb_to_gray
 from .base import SRModel
+from .blocks import CollapsibleConv2d
 from .luma import LumaAndChroma, framed
 
 
@@ -23,7 +27,11 @@ class Deployed(nn.Module):
 
     def __init__(self, model: SRModel) -> None:
         super().__init__()
-        self.model = (model if model.is_quantised else model.collapsed()).renamed(model.spec.name).eval()
+        fused = model if model.is_quantised else model.collapsed()
+        own = (
+            fused.spec.architecture is not None
+        )  # of others it is not known what they share and whether they can be copied
+        self.model = SRModel(_in_place(fused.net) if own else fused.net, fused.spec).eval()
         self.spec, self.autocast = model.spec, model.autocast
         self.color = LumaAndChroma(model.spec.scale) if model.spec.color == "y" else None
 
@@ -36,3 +44,15 @@ class Deployed(nn.Module):
         if self.color is None:
             return self.model(image)
         return self.color.join(self.model.run(self.color.luma(image)), framed(image))
+
+
+def _in_place(net: nn.Module) -> nn.Module:
+    """The network with the same weights, whose ReLUs write over what the convolution before them gave, which nobody else reads."""
+    tensors = itertools.chain(net.parameters(), net.buffers())
+    copied = copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+    for sequence in copied.modules():
+        if isinstance(sequence, nn.Sequential):
+            for before, module in itertools.pairwise(sequence):
+                if isinstance(module, nn.ReLU) and isinstance(before, (nn.Conv2d, CollapsibleConv2d)):
+                    module.inplace = True
+    return copied

@@ -157,7 +157,8 @@ def test_a_batch_that_does_not_fit_is_computed_one_by_one(monkeypatch):
     lr = torch.from_numpy(natural_image(60, 300).transpose(2, 0, 1).copy())
     model = bicubic_model(2)
     upscaler = Upscaler(model, CPU, 50, "fp32")
-    one, tried = upscaler._finite, []
+    runner, tried = upscaler._runner, []
+    one = runner._finite
 
     def finite(batch):
         tried.append(len(batch))
@@ -165,8 +166,7 @@ def test_a_batch_that_does_not_fit_is_computed_one_by_one(monkeypatch):
             raise MemoryError
         return one(batch)
 
-    monkeypatch.setattr(upscaler, "_finite", finite)
-    monkeypatch.setattr(upscaler, "_device", torch.device("cpu:0"))
+    monkeypatch.setattr(runner, "_finite", finite)
     monkeypatch.setattr(module, "batches", lambda across, most: batches(across, 3))
     sr = upscaler(rows_of(lr.permute(1, 2, 0).numpy())).whole()
     assert torch.equal(torch.from_numpy(sr).permute(2, 0, 1), upscale(model, lr, CPU, 0))
