@@ -92,7 +92,8 @@ def _unchanged(rng: random.Random, data: bytes) -> bytes:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    _truncated, _bytes_changed, _bytes_changed, _header_changed, _header_changed, _zeros_inside, _part_repeated, _rubbish_behind, _huge, _unchanged,
+    _truncated, _bytes_changed, _bytes_changed, _header_changed, _header_changed, _zeros_inside, _part_repeated, _rubbish_behind, _huge,
+    _unchanged,
 )  # fmt: skip
 
 
@@ -163,8 +164,9 @@ def video_seeds(rng: random.Random) -> list[tuple[str, bytes]]:
     import av
 
     numbers, found = np.random.default_rng(rng.randrange(2**32)), []
-    for suffix, codec, fmt in ((".mp4", "libx264", "yuv420p"), (".mkv", "libx264", "yuv444p"), (".avi", "mpeg4", "yuv420p"), (".mov", "mjpeg", "yuvj420p"),
-                               (".webm", "libvpx", "yuv420p")):  # fmt: skip
+    kinds = ((".mp4", "libx264", "yuv420p"), (".mkv", "libx264", "yuv444p"), (".avi", "mpeg4", "yuv420p"),
+             (".mov", "mjpeg", "yuvj420p"), (".webm", "libvpx", "yuv420p"))  # fmt: skip
+    for suffix, codec, fmt in kinds:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"a{suffix}")
             with av.open(str(path), "w") as film:

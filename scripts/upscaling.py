@@ -111,7 +111,7 @@ def work(way: str, name: str, source: Path, output: Path, threads: int, gigabyte
         upscale = {"plain": plain, "spandrel": spandrel, "real-esrgan": lambda m: real_esrgan(m, output.parent)}[way](
             model
         )
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     try:
         if way == "ours":
             ours(name, files, output)
@@ -123,13 +123,13 @@ def work(way: str, name: str, source: Path, output: Path, threads: int, gigabyte
             raise
         print("RESULT null")
         return
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     pixels = 0
     for file in output.iterdir():
         with Image.open(file) as image:
             pixels += image.width * image.height
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT", json.dumps({"rate": pixels / 1e6 / seconds, "peak": peak}))
+    print("RESULT", json.dumps({"rate": pixels / 1e6 / seconds, "peak": peak, "cores": cpu / seconds}))
 
 
 def _make(folder: Path, count: int, height: int, width: int) -> None:
@@ -172,19 +172,28 @@ def measure(args: argparse.Namespace) -> None:
         for case in args.cases:
             source = Path(work_folder, case)
             _make(source, *CASES[case])
-            taken = [{way: _measured(way, args, source) for way in args.ways} for _ in range(args.rounds)]
-            for way in args.ways:
-                rows.append(_row(case, way, [one[way] for one in taken], [one.get("real-esrgan") for one in taken]))
-                print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    print(format_columns(["case", "way", "megapixels/s", "over real-esrgan", "peak memory, MB"], rows, left=(0, 1)))
+            taken: list[dict] = [{} for _ in range(args.rounds)]
+            for one in taken:
+                for way in args.ways:
+                    one[way] = _measured(way, args, source)
+                    print(case, way, one[way], file=sys.stderr, flush=True)
+            rows += [
+                _row(case, way, [one[way] for one in taken], [one.get("real-esrgan") for one in taken])
+                for way in args.ways
+            ]
+    print(
+        format_columns(
+            ["case", "way", "megapixels/s", "over real-esrgan", "cores busy", "peak memory, MB"], rows, left=(0, 1)
+        )
+    )
 
 
 def _row(case: str, way: str, taken: list[dict | None], theirs: list[dict | None]) -> list[str]:
     if any(one is None for one in taken):
-        return [case, way, "out of memory", "", ""]
+        return [case, way, "out of memory", "", "", ""]
     ratios = [one["rate"] / other["rate"] for one, other in zip(taken, theirs) if other is not None]
     return [case, way, f"{statistics.median(one['rate'] for one in taken):.2f}", f"{statistics.median(ratios):.2f}" if ratios else "",
-            f"{max(one['peak'] for one in taken):,.0f}"]  # fmt: skip
+            f"{statistics.median(one['cores'] for one in taken):.1f}", f"{max(one['peak'] for one in taken):,.0f}"]  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 from ..devices import is_out_of_memory
 from ..errors import UserError
@@ -18,7 +17,7 @@ from .enlarge import Done, Enlarger
 from .files import STANDARD, Job
 from .picture import MOST_MEGAPIXELS, Picture, open_picture, size_in_header
 from .rows import Pixels, Rows
-from .upscale import single_threads
+from .upscale import workers
 from .write import check, write_picture
 
 _AHEAD_MEGAPIXELS = 0.5  # of an image of which a band is computed while another is written
@@ -50,8 +49,6 @@ def upscale_files(
     threads: int = 1,
     most_megapixels: float = MOST_MEGAPIXELS,
     progress: Callable[[Job, int], Done] = lambda job, pixels: lambda done: None,
-    read_standard: Callable[[], bytes] = lambda: sys.stdin.buffer.read(),
-    standard_output: Callable[[], BinaryIO] = lambda: sys.stdout.buffer,
 ) -> Iterator[Outcome]:
     """Upscale images and write the results, each under a temporary name first; gives what became of each, in their order.
 
@@ -62,8 +59,8 @@ def upscale_files(
         threads: of the network.
         progress: is called for each file with the pixels of its result; what it returns is told how many were finished.
     """
-    batch = _Batch(enlarger, most_megapixels, progress, read_standard, standard_output)
-    pool = single_threads(min(threads + 1, len(jobs))) if len(jobs) > 1 else ThreadPoolExecutor(1)
+    each, at_once = (1, min(threads + 1, len(jobs))) if len(jobs) > 1 else (threads, 1)
+    batch, pool = _Batch(enlarger, most_megapixels, progress, each), workers(at_once, each)
     waiting = deque(pool.submit(batch.run, job) for job in jobs)
     try:
         while waiting:
@@ -81,15 +78,10 @@ class _Batch:
     """What the files of a batch share."""
 
     def __init__(
-        self,
-        enlarger: Enlarger,
-        most_megapixels: float,
-        progress: Callable[[Job, int], Done],
-        read_standard: Callable[[], bytes],
-        standard_output: Callable[[], BinaryIO],
+        self, enlarger: Enlarger, most_megapixels: float, progress: Callable[[Job, int], Done], threads: int
     ) -> None:
         self._enlarger, self._most_megapixels, self._progress = enlarger, most_megapixels, progress
-        self._read_standard, self._standard_output = read_standard, standard_output
+        self._threads = threads
         self._room = _Room(_MEGAPIXELS)
         self._given_up = threading.Event()
 
@@ -101,18 +93,18 @@ class _Batch:
         """One file from its reading to its writing."""
         try:
             with self._room.for_megapixels(_megapixels(job)):
-                source = open_picture(
-                    self._read_standard() if job.source == STANDARD else job.source, self._most_megapixels
-                )
+                content = sys.stdin.buffer.read() if job.source == STANDARD else job.source
+                source = open_picture(content, self._most_megapixels)
                 size = self._enlarger.size_of(source.rows.height, source.rows.width)
                 notes = (*source.notes, *check(source, size, job.kind))
                 pixels = size[0] * size[1] * len(source.frames)
                 large = self._enlarger(source, self._until_given_up(self._progress(job, pixels)))
-                with ThreadPoolExecutor(1) as computing:
-                    if source.rows.height * source.rows.width > _AHEAD_MEGAPIXELS * 1e6:
-                        frames = (replace(frame, rows=_ahead(frame.rows, computing)) for frame in large.frames)
-                        large = replace(large, frames=tuple(frames))
+                if source.rows.height * source.rows.width < _AHEAD_MEGAPIXELS * 1e6:
                     self._write(job, large)
+                else:
+                    with workers(1, self._threads) as computing:
+                        frames = tuple(replace(frame, rows=_ahead(frame.rows, computing)) for frame in large.frames)
+                        self._write(job, replace(large, frames=frames))
                 return Outcome(job, size, pixels, notes)
         except (UserError, RuntimeError, MemoryError, OSError, ValueError) as error:
             return Outcome(job, error=_sentence(job, error))
@@ -127,8 +119,8 @@ class _Batch:
 
     def _write(self, job: Job, picture: Picture) -> None:
         if job.target == STANDARD:
-            write_picture(self._standard_output(), picture, job.kind)
-            self._standard_output().flush()
+            write_picture(sys.stdout.buffer, picture, job.kind)
+            sys.stdout.buffer.flush()
             return
         with atomic_path(job.target) as temporary, temporary.open("wb") as file:
             write_picture(file, picture, job.kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
@@ -20,16 +21,18 @@ Done = Callable[[float], object]
 
 
 class Upscalers(Mapping[int, Upscaler]):
-    """Networks of one family by their scale, each opened when it is first needed."""
+    """Networks of one family by their scale, each opened once, when it is first needed, whichever thread needs it."""
 
     def __init__(self, scales: Collection[int], open_one: Callable[[int], Upscaler]) -> None:
         self._scales, self._open = sorted(scales), functools.cache(open_one)
+        self._opening = threading.Lock()
 
     def __getitem__(self, scale: int) -> Upscaler:
         """The network of a scale."""
         if scale not in self._scales:
             raise KeyError(scale)
-        return self._open(scale)
+        with self._opening:
+            return self._open(scale)
 
     def __iter__(self) -> Iterator[int]:
         """The scales."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import struct
@@ -436,6 +437,7 @@ def _warnings_as_before() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def _register_heif() -> None:
     """Let Pillow read HEIC, where the package for it is installed."""
     with contextlib.suppress(ImportError):

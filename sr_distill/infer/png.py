@@ -31,7 +31,9 @@ def write_png(file: BinaryIO, image: Rows, metadata: Metadata) -> None:
     header = struct.pack(">IIBBBBB", image.width, image.height, depth, _COLOR_TYPES[image.channels], 0, 0, 0)
     _chunk(file, b"IHDR", header)
     _describe(file, metadata)
-    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)  # of filtered photographs: smaller than level 3 of the default, and faster
+    packer = zlib.compressobj(
+        1, zlib.DEFLATED, 15, 9, zlib.Z_RLE
+    )  # of filtered photographs: smaller than level 3 of the default, and faster
     step = image.channels * image.dtype.itemsize
     above, waiting, at_once = (
         np.zeros((1, image.width * step), np.uint8),

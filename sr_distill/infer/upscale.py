@@ -161,7 +161,7 @@ class Upscaler:
         if self.threads == 1 or len(groups) == 1:
             return map(compute, groups)
         if self._workers is None:
-            self._workers = single_threads(self.threads)
+            self._workers = workers(self.threads, 1)
         return self._workers.map(compute, groups)
 
 
@@ -182,10 +182,10 @@ def upscale(
     return torch.from_numpy(sr).permute(2, 0, 1).to(lr.dtype)
 
 
-def single_threads(count: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch has one thread of its own; elsewhere it keeps as many as it has."""
+def workers(count: int, threads: int) -> ThreadPoolExecutor:
+    """Python's threads in each of which PyTorch has ``threads`` of its own; elsewhere it keeps as many as it has."""
     before, together = torch.get_num_threads(), threading.Barrier(count)
-    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1))
+    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(threads))
     list(
         pool.map(lambda index: together.wait(), range(count))
     )  # all have begun: the setting is each thread's own, and new ones take the last

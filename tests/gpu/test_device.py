@@ -172,8 +172,8 @@ def test_ways_of_running(device, work, change):  # noqa: F811
 def test_upscaling_in_tiles(device, tmp_path):
     photo = write_image(tmp_path / "photo.png", natural_image(150, 130))
     outputs = []
-    for where, tile in (("cpu", "0"), (str(device), "64")):
-        out = tmp_path / f"{where}_{tile}"
+    for where, tile, precision in (("cpu", "0", "fp32"), (str(device), "64", "fp32"), (str(device), "64", "auto")):
+        out = tmp_path / f"{where}_{tile}_{precision}"
         arguments = [
             "-i",
             str(photo),
@@ -185,11 +185,14 @@ def test_upscaling_in_tiles(device, tmp_path):
             where,
             "--tile",
             tile,
+            "--precision",
+            precision,
         ]
         assert main(["inference", *arguments]) == 0
         (image,) = out.glob("*.png")
         outputs.append(np.asarray(read_rgb(image)).astype(int))
     assert np.abs(outputs[0] - outputs[1]).max() <= 1
+    assert np.abs(outputs[0] - outputs[2]).max() <= 2  # half precision on a GPU
 
 
 CHECKPOINTS = [

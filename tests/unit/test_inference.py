@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,21 @@ def test_only_the_networks_that_are_needed_are_opened():
         return Upscaler(bicubic_model(scale), CPU)
 
     Enlarger(Upscalers([2, 4], prepare), Scale(2.0)).rows(rows_of(natural_image(8, 8))).whole()
+    assert opened == [2]
+
+
+def test_threads_that_need_a_network_at_once_get_the_same():
+    """Opened twice, its weights would be moved by one thread while another computes with them."""
+    opened = []
+
+    def prepare(scale):
+        time.sleep(0.05)
+        opened.append(scale)
+        return Upscaler(bicubic_model(scale), CPU)
+
+    upscalers = Upscalers([2], prepare)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda index: id(upscalers[2]), range(4)))) == 1
     assert opened == [2]
 
 
