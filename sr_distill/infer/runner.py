@@ -52,7 +52,7 @@ class Runner:
         self._autocast = {"auto": torch.float16 if device.type == "cuda" else None, "bf16": torch.bfloat16,
                           "fp16": torch.float16, "fp32": None}[precision]  # fmt: skip
         self._too_large: int | None = None  # pixels of the smallest tile that memory did not suffice for
-        self._turn = threading.Semaphore(at_once)
+        self._turn, self._threads = threading.Semaphore(at_once), torch.get_num_threads() if at_once == 1 else None
 
     @torch.inference_mode()
     def __call__(self, tiles: Pixels, context: Callable[[], int]) -> Tensor:
@@ -62,6 +62,10 @@ class Runner:
             context: tells the pixels around a place that it depends on, if a tile must be cut.
         """
         with self._turn, _exact_convolutions(self._device.type == "cuda" and self._autocast is None):
+            if (
+                self._threads is not None and torch.get_num_threads() != self._threads
+            ):  # the setting is each thread's own
+                torch.set_num_threads(self._threads)
             lr = torch.from_numpy(tiles).to(self._device)
             lr = lr if lr.is_floating_point() else lr.float().div_(np.iinfo(tiles.dtype).max)
             return self._in_memory(lr.permute(0, 3, 1, 2), context)

@@ -48,7 +48,7 @@ class Upscaler:
         say: is told, for each image that is cut, if the network sees too far for that.
 
     Attributes:
-        threads: tiles that are computed at the same time on a processor: as many as PyTorch has threads.
+        threads: tiles that are computed at the same time: on a processor as many as PyTorch has threads, if the network is of this package.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Upscaler:
         teacher = model if isinstance(model, Teacher) else Teacher(model, self_ensemble)
         self.scale, self.multiple, self._name = model.spec.scale, model.spec.size_multiple, model.spec.name
         self.key = f"{teacher.key} {precision}"
-        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        # What another runtime or package runs may keep something of a call until the next one: one at a time, with all of PyTorch's threads.
+        alone = device.type != "cpu" or model.spec.architecture is None
+        self.threads = 1 if alone else torch.get_num_threads()
         self._runner = Runner(teacher, device, precision, alpha, tile > 0, self.threads)
         self._teacher, self._device, self._tile, self._say = teacher, device, tile, say
         self._sight: tuple[int, bool] | None = None

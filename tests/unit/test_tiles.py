@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -233,3 +235,47 @@ def test_progress_adds_up_to_the_image():
     Upscaler(bicubic_model(2), CPU, 20)(image, done=done.append).whole()
     assert sum(done) == 61 * 90
     assert len(done) > 5
+
+
+def test_networks_of_others_are_called_one_at_a_time():
+    """What another runtime or package runs may keep something of a call until the next one."""
+
+    class Once(nn.Module):
+        inside = most = 0
+
+        def forward(self, x):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.01)
+            self.inside -= 1
+            return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = SRModel(Once(), ModelSpec(name="once", scale=2)).eval()
+        upscaler = Upscaler(model, CPU, 16)
+        with ThreadPoolExecutor(3) as pool:
+            images = [rows_of(natural_image(40, 50)) for _ in range(3)]
+            results = list(pool.map(lambda image: upscaler(image).whole(), images))
+        assert model.net.most == 1
+        own = Upscaler(build_model(small("mobile_sr"), 2).eval(), CPU, 16)
+        assert own.threads == 3
+    finally:
+        torch.set_num_threads(before)
+    for result in results:
+        np.testing.assert_array_equal(result, natural_image(40, 50).repeat(2, 0).repeat(2, 1))
+
+
+def test_threads_do_not_change_the_result():
+    model, image = build_model(small("mobile_sr"), 2).eval(), rows_of(natural_image(60, 200))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            results.append(Upscaler(model, CPU, 16)(image, np.float32).whole())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(*results, atol=1e-6)
