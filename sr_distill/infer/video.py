@@ -26,7 +26,7 @@ from .files import Job
 from .resize import resized
 from .rows import Pixels, rows_of
 
-SEGMENT = 240
+SEGMENT = 120
 """Frames that are written together: what an interruption can lose."""
 
 _CRF = "16"  # of libx264: hardly to be told from the frames themselves
