@@ -35,7 +35,7 @@ from sr_distill.cli.common import run_command
 from sr_distill.console import format_columns
 from sr_distill.data.embedded import training_photos
 from sr_distill.devices import is_out_of_memory
-from sr_distill.infer.picture import Metadata
+from sr_distill.infer.metadata import Metadata
 from sr_distill.infer.png import write_png
 from sr_distill.infer.rows import BAND, Rows
 from sr_distill.models import SRModel

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import logging
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import UserError
+from .deep import MODES, Tiff, deep_pixels, read_tiff, sixteen_bits, transposed
+from .metadata import Metadata, metadata_of
 from .rows import BAND, Rows, rows_of
 
 SUFFIXES = frozenset({
@@ -29,32 +29,8 @@ SUFFIXES = frozenset({
 MOST_MEGAPIXELS = 300
 """Of an image that is read without being told that it may have more."""
 
-_ORIENTATION, _EXIF_WIDTH, _EXIF_HEIGHT, _EXIF_IFD, _KIND_OF_PAGE, _PROFILE = 0x0112, 0xA002, 0xA003, 0x8769, 254, 34675
-_GRAY_AND_ALPHA = 4  # of a PNG's colour types
-_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_KIND_OF_PAGE = 254  # a tag of TIFF
 _OPENING = threading.Lock()  # Pillow's limit is global
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What an image says of itself beside its pixels.
-
-    Attributes:
-        icc: colour profile.
-        exif: EXIF block, with the orientation reset.
-        xmp: XMP packet.
-        dpi: pixels per inch, across and down.
-        texts: of a PNG, by keyword.
-        color_chunks: of a PNG, what says how its numbers are meant without a profile (gAMA, cHRM, sRGB, cICP).
-    """
-
-    icc: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    texts: tuple[tuple[str, str], ...] = ()
-    color_chunks: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +60,9 @@ class Picture:
 
     format: str
     frames: tuple[Frame, ...]
-    metadata: Metadata = Metadata()
+    metadata: Metadata = field(default_factory=Metadata)
     loop: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> Rows:
@@ -125,7 +101,8 @@ def open_picture(source: Path | bytes, most_megapixels: float = MOST_MEGAPIXELS)
                 file.seek(0)
                 if file.read(2) not in (b"II", b"MM"):
                     raise
-                return _unusual_tiff(file, name, most_megapixels)
+                check = functools.partial(_check_size, frames=1, name=name, most_megapixels=most_megapixels)
+                return _of_tiff(read_tiff(file, check))
             _check_size(image.size, getattr(image, "n_frames", 1), name, most_megapixels)
             return _decoded(image, file)
     except UserError as error:
@@ -159,7 +136,7 @@ def picture_of(image: Image.Image) -> Picture:
         UserError: its mode is one that means no picture.
     """
     turned = ImageOps.exif_transpose(image)
-    return Picture(image.format or "PNG", (Frame(_rows(turned)),), _metadata(turned))
+    return Picture(image.format or "PNG", (Frame(_rows(turned)),), metadata_of(turned))
 
 
 def _decoded(image: Image.Image, file: BinaryIO) -> Picture:
@@ -169,17 +146,17 @@ def _decoded(image: Image.Image, file: BinaryIO) -> Picture:
         return _pages(image, file, count)
     if count > 1 and kind in ("GIF", "WEBP", "PNG", "AVIF"):
         return _animation(image, count)
-    deep = _deep_pixels(image, file)
+    pixels = deep_pixels(image, file)
     image.load()
     notes: tuple[str, ...] = ()
     if count > 1:  # a phone's HEIC or MPO with a second view
         notes = (f"of its {count} pictures the first is upscaled.",)
-    if deep is not None:
-        rows = rows_of(_transposed(deep, image))
+    if pixels is not None:
+        rows = rows_of(transposed(pixels, image))
     ImageOps.exif_transpose(image, in_place=True)
-    if deep is None:
+    if pixels is None:
         rows = _rows(image)
-    return Picture(kind, (Frame(rows),), _metadata(image, file), notes=notes)
+    return Picture(kind, (Frame(rows),), metadata_of(image, file), notes=notes)
 
 
 def _animation(image: Image.Image, count: int) -> Picture:
@@ -195,7 +172,7 @@ def _animation(image: Image.Image, count: int) -> Picture:
         loop = int(image.info["loop"])
     else:
         loop = None if image.format == "GIF" else 0
-    return Picture(image.format, same, _metadata(image), loop)
+    return Picture(image.format, same, metadata_of(image), loop)
 
 
 def _pages(image: Image.Image, file: BinaryIO, count: int) -> Picture:
@@ -204,17 +181,22 @@ def _pages(image: Image.Image, file: BinaryIO, count: int) -> Picture:
         image.seek(index)
         if pages and image.tag_v2.get(_KIND_OF_PAGE, 0) & 1:  # the same picture, smaller
             continue
-        deep = _deep_pixels(image, file, index)
+        pixels = deep_pixels(image, file, index)
         image.load()
-        pages.append(Frame(_rows(image.copy()) if deep is None else rows_of(deep)))
+        pages.append(Frame(_rows(image.copy()) if pixels is None else rows_of(pixels)))
     image.seek(0)
-    return Picture("TIFF", tuple(pages), _metadata(image))
+    return Picture("TIFF", tuple(pages), metadata_of(image))
+
+
+def _of_tiff(tiff: Tiff) -> Picture:
+    notes = (f"of its {tiff.pages} pictures the first is upscaled.",) if tiff.pages > 1 else ()
+    return Picture("TIFF", (Frame(rows_of(tiff.pixels)),), Metadata(icc=tiff.icc, dpi=tiff.dpi), notes=notes)
 
 
 def _rows(image: Image.Image) -> Rows:
     """The pixels of a decoded image, converted as its rows are asked for."""
-    if image.mode in _DEEP:
-        return rows_of(_sixteen_bits(image)[:, :, None])
+    if image.mode in MODES:
+        return rows_of(sixteen_bits(image)[:, :, None])
     if image.mode == "LAB":
         image = _by_profile(image, ImageCms.createProfile("LAB"))
     elif image.mode == "CMYK" and image.info.get("icc_profile"):
@@ -246,149 +228,6 @@ def _by_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.
     return ImageCms.profileToProfile(
         image, ImageCms.ImageCmsProfile(profile), ImageCms.ImageCmsProfile(srgb), outputMode="RGB"
     )
-
-
-def _sixteen_bits(image: Image.Image) -> np.ndarray:
-    """Gray of more than 8 bits as uint16, shape (H, W)."""
-    values = np.asarray(image)
-    if image.mode not in ("I", "F"):
-        return values.astype(np.uint16)
-    if not np.isfinite(values).all():
-        raise UserError("it has values that are not finite numbers.")
-    least, largest = float(values.min(initial=0)), float(values.max(initial=0))
-    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-    top = next((top for top in ranges if largest <= top), None)
-    if least < 0 or top is None:
-        raise UserError(
-            f"its values go from {least:g} to {largest:g}, and gray is in 0-65535, or for floats also in 0-1 or 0-255."
-        )
-    return np.rint(values.astype(np.float64) * (65535.0 / top)).astype(np.uint16)
-
-
-def _deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarray | None:
-    """Colours of 16 bits, which Pillow reads as 8: uint16 (H, W, C); None for every other image."""
-    if image.format == "PNG":
-        file.seek(0)
-        header = file.read(26)
-        if header[24] != 16 or header[25] == 0:
-            return None
-        return _deep_png(file, gray=header[25] == _GRAY_AND_ALPHA)
-    if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16} and len(image.tag_v2[258]) > 1:
-        return _deep_tiff(file, page)
-    return None
-
-
-def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
-    """By OpenCV: torchvision's decoder ends the process at some damaged files."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"colours of 16 bits in a PNG are read by OpenCV, which cannot be imported here ({error})."
-        ) from error
-    file.seek(0)
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise UserError("it is a damaged PNG of 16 bits.")
-    return np.ascontiguousarray(pixels[:, :, [2, 3] if gray else [2, 1, 0, 3][: pixels.shape[2]]])
-
-
-def _deep_tiff(file: BinaryIO, page: int) -> np.ndarray:
-    file.seek(0)
-    with _tifffile().TiffFile(file) as tiff:
-        return _channels_last(tiff.pages[page].asarray(), tiff.pages[page].axes)
-
-
-def _unusual_tiff(file: BinaryIO, name: str, most_megapixels: float) -> Picture:
-    """A TIFF that Pillow does not know (gray and alpha of 16 bits, ...); of its pages the first."""
-    file.seek(0)
-    with _tifffile().TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        _check_size((page.imagewidth, page.imagelength), 1, name, most_megapixels)
-        profile = page.tags.get(_PROFILE)
-        notes = (f"of its {len(tiff.pages)} pictures the first is upscaled.",) if len(tiff.pages) > 1 else ()
-        pixels = _channels_last(page.asarray(), page.axes)
-        dpi = tuple(map(float, page.get_resolution("inch"))) if page.resolutionunit in (2, 3) else None
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"its values are {pixels.dtype}; pictures have 8 or 16 bits.")
-    icc = bytes(profile.value) if profile is not None else None
-    return Picture("TIFF", (Frame(rows_of(pixels)),), Metadata(icc=icc, dpi=dpi), notes=notes)
-
-
-def _tifffile() -> Any:
-    """The package, which logs of damage what it also raises."""
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    return tifffile
-
-
-def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
-    """A page of a TIFF as (H, W, C)."""
-    if axes == "YX":
-        pixels = pixels[:, :, None]
-    elif axes == "SYX":
-        pixels = pixels.transpose(1, 2, 0)
-    elif axes != "YXS":
-        raise UserError(f"a TIFF with the axes {axes} is no picture of rows, columns and channels.")
-    if pixels.shape[2] > 4:
-        raise UserError(f"it has {pixels.shape[2]} channels; pictures have 1 to 4.")
-    return np.ascontiguousarray(pixels)
-
-
-def _transposed(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Turned as the EXIF orientation says."""
-    turn = {2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.swapaxes(0, 1),
-            6: lambda p: p[::-1].swapaxes(0, 1), 7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
-            8: lambda p: p[:, ::-1].swapaxes(0, 1)}.get(image.getexif().get(_ORIENTATION), lambda p: p)  # fmt: skip
-    return np.ascontiguousarray(turn(pixels))
-
-
-def _metadata(image: Image.Image, file: BinaryIO | None = None) -> Metadata:
-    """What is kept of an image that was turned as it says."""
-    dpi, xmp = image.info.get("dpi"), image.info.get("xmp")
-    with contextlib.suppress(Exception):
-        dpi = None if dpi is None else (float(dpi[0]), float(dpi[1]))
-    return Metadata(
-        icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or None,
-        exif=_exif(image),
-        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
-        dpi=dpi if dpi and all(1 < side < 1e6 for side in dpi) else None,  # 1: a TIFF that does not say
-        texts=tuple(
-            (str(key), str(value)) for key, value in getattr(image, "text", {}).items() if key != "XML:com.adobe.xmp"
-        ),
-        color_chunks=_chunks(file) if image.format == "PNG" and file is not None else (),
-    )
-
-
-def _exif(image: Image.Image) -> bytes | None:
-    """The EXIF block with the orientation reset and without the size of the image, which changes; a damaged one is left out."""
-    with contextlib.suppress(Exception):
-        exif = image.getexif()
-        if not len(exif) or "exif" not in image.info:  # a TIFF's are its own tags
-            return None
-        exif.pop(_ORIENTATION, None)
-        inner = exif.get_ifd(_EXIF_IFD)
-        for tag in (_EXIF_WIDTH, _EXIF_HEIGHT):
-            inner.pop(tag, None)
-        return exif.tobytes() or None
-    return None
-
-
-def _chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks of a PNG that say what its colours mean."""
-    found, position = [], 8
-    while True:
-        file.seek(position)
-        head = file.read(8)
-        if len(head) < 8:
-            return tuple(found)
-        length, kind = struct.unpack(">I4s", head)
-        if kind == b"IDAT":
-            return tuple(found)
-        if kind in _COLOR_CHUNKS and length < 1000:
-            found.append((kind, file.read(length)))
-        position += 12 + length
 
 
 def _with_channels(rows: Rows, channels: int) -> Rows:

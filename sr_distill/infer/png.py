@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .picture import Metadata
+from .metadata import Metadata
 from .rows import Pixels, Rows
 
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}

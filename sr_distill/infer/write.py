@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .picture import Frame, Metadata, Picture
+from .metadata import Metadata
+from .picture import Frame, Picture
 from .png import write_png
 from .rows import Pixels, Rows, converted
 

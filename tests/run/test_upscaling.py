@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr_distill.infer.picture import Metadata, size_in_header
+from sr_distill.infer.metadata import Metadata
+from sr_distill.infer.picture import size_in_header
 from sr_distill.infer.png import write_png
 from sr_distill.infer.rows import Rows
 

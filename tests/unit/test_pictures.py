@@ -17,7 +17,8 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from sr_distill.errors import UserError
 from sr_distill.infer import FORMATS, open_picture, picture_of, to_image, write_picture
-from sr_distill.infer.picture import Frame, Metadata, Picture
+from sr_distill.infer.metadata import Metadata
+from sr_distill.infer.picture import Frame, Picture
 from sr_distill.infer.rows import rows_of
 from sr_distill.infer.write import check, format_of
 

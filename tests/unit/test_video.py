@@ -180,7 +180,7 @@ def test_an_odd_size_gets_one_more_row(tmp_path):
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     """It computes no frame twice, and the result is that of a run in one piece."""
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video"], "SEGMENT", 5)
+    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "SEGMENT", 5)
     source = _film(tmp_path / "a.mkv", frames=17)
     _upscaled(source, tmp_path / "whole.mkv")
     computed = []
@@ -211,9 +211,9 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_parts_of_another_network_are_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video"], "SEGMENT", 5)
+    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "SEGMENT", 5)
     source = _film(tmp_path / "a.mkv")
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video"], "_join", lambda *args: 1 / 0)
+    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "join", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _upscaled(source, tmp_path / "out.mkv")
     monkeypatch.undo()

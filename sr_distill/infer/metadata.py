@@ -1,0 +1,81 @@
+"""What an image file says of itself beside its pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image
+
+_ORIENTATION, _EXIF_WIDTH, _EXIF_HEIGHT, _EXIF_IFD = 0x0112, 0xA002, 0xA003, 0x8769
+_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an image says of itself beside its pixels.
+
+    Attributes:
+        icc: colour profile.
+        exif: EXIF block, with the orientation reset.
+        xmp: XMP packet.
+        dpi: pixels per inch, across and down.
+        texts: of a PNG, by keyword.
+        color_chunks: of a PNG, what says how its numbers are meant without a profile (gAMA, cHRM, sRGB, cICP).
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+    color_chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def metadata_of(image: Image.Image, file: BinaryIO | None = None) -> Metadata:
+    """What is kept of an image that was turned as it says."""
+    dpi, xmp = image.info.get("dpi"), image.info.get("xmp")
+    with contextlib.suppress(Exception):
+        dpi = None if dpi is None else (float(dpi[0]), float(dpi[1]))
+    return Metadata(
+        icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or None,
+        exif=_exif(image),
+        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
+        dpi=dpi if dpi and all(1 < side < 1e6 for side in dpi) else None,  # 1: a TIFF that does not say
+        texts=tuple(
+            (str(key), str(value)) for key, value in getattr(image, "text", {}).items() if key != "XML:com.adobe.xmp"
+        ),
+        color_chunks=_chunks(file) if image.format == "PNG" and file is not None else (),
+    )
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The EXIF block with the orientation reset and without the size of the image, which changes; a damaged one is left out."""
+    with contextlib.suppress(Exception):
+        exif = image.getexif()
+        if not len(exif) or "exif" not in image.info:  # a TIFF's are its own tags
+            return None
+        exif.pop(_ORIENTATION, None)
+        inner = exif.get_ifd(_EXIF_IFD)
+        for tag in (_EXIF_WIDTH, _EXIF_HEIGHT):
+            inner.pop(tag, None)
+        return exif.tobytes() or None
+    return None
+
+
+def _chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks of a PNG that say what its colours mean."""
+    found, position = [], 8
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return tuple(found)
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            return tuple(found)
+        if kind in _COLOR_CHUNKS and length < 1000:
+            found.append((kind, file.read(length)))
+        position += 12 + length
