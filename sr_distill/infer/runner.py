@@ -15,7 +15,7 @@ from ..devices import is_out_of_memory
 from ..errors import ImageError
 from ..models import Deployed, Teacher, self_ensembled
 from . import alpha as transparency
-from .rows import Pixels
+from .rows import Pixels, to_float
 from .spans import Span
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -66,8 +66,10 @@ class Runner:
                 self._threads is not None and torch.get_num_threads() != self._threads
             ):  # the setting is each thread's own
                 torch.set_num_threads(self._threads)
-            lr = torch.from_numpy(tiles).to(self._device)
-            lr = lr if lr.is_floating_point() else lr.float().div_(np.iinfo(tiles.dtype).max)
+            lr = torch.from_numpy(tiles if tiles.dtype == np.uint8 else to_float(tiles)).to(
+                self._device
+            )  # few devices have uint16
+            lr = lr if lr.is_floating_point() else lr.float().div_(255)
             return self._in_memory(lr.permute(0, 3, 1, 2), context)
 
     def _in_memory(self, lr: Tensor, context: Callable[[], int]) -> Tensor:
