@@ -132,6 +132,15 @@ def test_sound_and_tags_are_copied(tmp_path):
         assert float(film.streams.video[0].average_rate) == 25
 
 
+def test_tags_of_another_encoding_do_not_stop_it(tmp_path):
+    data = _film(tmp_path / "a.mkv").read_bytes()
+    assert data.count(b"A film") == 1
+    (tmp_path / "b.mkv").write_bytes(data.replace(b"A film", b"A\xff\xfeilm"))
+    outcome, _ = _upscaled(tmp_path / "b.mkv", tmp_path / "out.mkv")
+    assert outcome.error is None
+    assert len(_frames(tmp_path / "out.mkv")[0]) == 12
+
+
 def test_subtitles(tmp_path):
     """Written as text beside the film first, then with it in one file."""
     _film(tmp_path / "plain.mkv", sound=False)

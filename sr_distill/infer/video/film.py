@@ -21,7 +21,7 @@ from ..files import Job
 from ..resize import resized
 from ..rows import Pixels, rows_of
 from .colors import FULL, LIMITED, Look, look_of, to_frame, to_pixels
-from .parts import Parts, fingerprint, join, reason_of
+from .parts import Parts, fingerprint, join, open_film, reason_of
 
 SEGMENT = 120
 """Frames that are written together: what an interruption can lose."""
@@ -44,7 +44,7 @@ def upscale_video(job: Job, enlarger: Enlarger, say: Callable[[str], object], qu
         av = _pyav()
         with contextlib.ExitStack() as stack:
             try:
-                source = stack.enter_context(av.open(str(job.source), metadata_errors="replace"))
+                source = stack.enter_context(open_film(av, job.source))
             except (av.error.FFmpegError, OSError) as error:
                 raise UserError(f"{job.source}: cannot be read as a video ({reason_of(error)}).") from error
             return _upscaled(av, source, job, enlarger, say, quiet)

@@ -46,12 +46,20 @@ class Parts:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def open_film(av: Any, path: Path) -> Any:
+    """Open a film, whatever its tags are encoded in: PyAV stops at what is no UTF-8 up to its version 18, unless it is told otherwise."""
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except TypeError:  # from version 19 on there is nothing to tell
+        return av.open(str(path))
+
+
 def join(av: Any, source: Path, video_index: int, parts: list[Path], target: Path, suffix: str) -> list[str]:
     """Put the segments and everything else of the source into one file; gives what could not be kept."""
     lost: list[str] = []
     name = {".mkv": "matroska", ".mov": "mov", ".m4v": "mp4"}.get(suffix, suffix[1:])
     options = {"movflags": "+faststart"} if name in ("mp4", "mov") else {}
-    with av.open(str(source), metadata_errors="replace") as original, av.open(str(parts[0])) as first, \
+    with open_film(av, source) as original, av.open(str(parts[0])) as first, \
             av.open(str(target), "w", format=name, options=options) as output:  # fmt: skip
         video = output.add_stream_from_template(first.streams.video[0])
         video.time_base = original.streams[video_index].time_base
