@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..devices import is_out_of_memory
 from ..errors import ImageError
-from ..models import Deployed, Teacher, self_ensembled
+from ..models import Deployed, SRModel, self_ensembled
 from . import alpha as transparency
 from .rows import Pixels, to_float
 from .spans import Span
@@ -29,7 +29,8 @@ class Runner:
     If memory does not suffice for a tile, it is cut in two, with context, and *that tile* is computed again.
 
     Args:
-        teacher: the network, and whether it runs on 8 flips and turns.
+        model: the network, which is left as it is.
+        turns: whether it runs on 8 flips and turns.
         device: where it goes to.
         precision: see :class:`sr_distill.infer.Upscaler`.
         alpha: how transparency is upscaled.
@@ -39,16 +40,17 @@ class Runner:
 
     def __init__(
         self,
-        teacher: Teacher,
+        model: SRModel,
+        turns: bool,
         device: torch.device,
         precision: Precision,
         alpha: transparency.Alpha,
         cuts: bool,
         at_once: int,
     ) -> None:
-        self.scale, self._multiple, self._name = teacher.spec.scale, teacher.spec.size_multiple, teacher.spec.name
-        self._network = Deployed(teacher.model).to(device, memory_format=torch.channels_last)
-        self._turns, self._alpha, self._device, self._cuts = teacher.self_ensemble, alpha, device, cuts
+        self.scale, self._multiple, self._name = model.spec.scale, model.spec.size_multiple, model.spec.name
+        self._network = Deployed(model).to(device, memory_format=torch.channels_last)
+        self._turns, self._alpha, self._device, self._cuts = turns, alpha, device, cuts
         self._autocast = {"auto": torch.float16 if device.type == "cuda" else None, "bf16": torch.bfloat16,
                           "fp16": torch.float16, "fp32": None}[precision]  # fmt: skip
         self._too_large: int | None = None  # pixels of the smallest tile that memory did not suffice for
@@ -62,13 +64,11 @@ class Runner:
             context: tells the pixels around a place that it depends on, if a tile must be cut.
         """
         with self._turn, _exact_convolutions(self._device.type == "cuda" and self._autocast is None):
-            if (
-                self._threads is not None and torch.get_num_threads() != self._threads
-            ):  # the setting is each thread's own
+            # The setting is each thread's own.
+            if self._threads is not None and torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
-            lr = torch.from_numpy(tiles if tiles.dtype == np.uint8 else to_float(tiles)).to(
-                self._device
-            )  # few devices have uint16
+            known = tiles if tiles.dtype == np.uint8 else to_float(tiles)  # few devices have uint16
+            lr = torch.from_numpy(known).to(self._device)
             lr = lr if lr.is_floating_point() else lr.float().div_(255)
             return self._in_memory(lr.permute(0, 3, 1, 2), context)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import SRModel, Teacher
+from ..models import SRModel, Teacher, model_key
 from ..models.receptive_field import receptive_field
 from . import alpha as transparency
 from .rows import Pixels, Rows, Window, rows_of
@@ -38,7 +38,7 @@ class Upscaler:
     does not suffice for a tile, it is cut in two, with context, and *that tile* is computed again.
 
     Args:
-        model: in eval mode; it goes to ``device``.
+        model: is left as it is, but for a network that this package did not build, which should be in eval mode and goes to ``device``.
         device: where it runs.
         tile: side of a tile in pixels of the input, without its context; 0: never cut.
         precision: fp32; bf16 or fp16: the network in it, where an output that is not finite is computed again in fp32; auto: fp16 on CUDA,
@@ -61,14 +61,14 @@ class Upscaler:
         alpha: transparency.Alpha = "network",
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
-        teacher = model if isinstance(model, Teacher) else Teacher(model, self_ensemble)
+        self._model = model.model if isinstance(model, Teacher) else model
+        self._turns = model.self_ensemble if isinstance(model, Teacher) else self_ensemble
         self.scale, self.multiple, self._name = model.spec.scale, model.spec.size_multiple, model.spec.name
-        self.key = f"{teacher.key} {precision}"
         # What another runtime or package runs may keep something of a call until the next one: one at a time, with all of PyTorch's threads.
         alone = device.type != "cpu" or model.spec.architecture is None
         self.threads = 1 if alone else torch.get_num_threads()
-        self._runner = Runner(teacher, device, precision, alpha, tile > 0, self.threads)
-        self._teacher, self._device, self._tile, self._say = teacher, device, tile, say
+        self._runner = Runner(self._model, self._turns, device, precision, alpha, tile > 0, self.threads)
+        self._device, self._tile, self._precision, self._say = device, tile, precision, say
         self._sight: tuple[int, bool] | None = None
         self._measuring = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
@@ -94,15 +94,28 @@ class Upscaler:
         bands = lambda: self._bands(image, across, down, kind, done)  # noqa: E731
         return Rows(image.height * self.scale, image.width * self.scale, image.channels, kind, bands)
 
+    @property
+    def key(self) -> str:
+        """A hash of the weights and of how they are used."""
+        return f"{model_key(self._model)}{'_x8' * self._turns} {self._precision}"
+
+    @property
+    def context(self) -> int:
+        """Pixels around a tile that the network is shown."""
+        return self._seen()[0]
+
     def context_for(self, image: Rows) -> int:
         """Pixels around a tile that its output depends on."""
-        return self._seen()[0] + (transparency.REACH if image.has_alpha else 0)
+        return self.context + (transparency.REACH if image.has_alpha else 0)
 
     def _seen(self) -> tuple[int, bool]:
         """What :func:`context_of` says of the network, measured when it is first asked for."""
+        # Windows of a flipped image begin at its other end, wherever that is: tiles cannot begin at the same places.
+        if self._turns and self.multiple > 1:
+            return WIDE, False
         with self._measuring:
             if self._sight is None:
-                self._sight = context_of(self._teacher)
+                self._sight = context_of(self._model)
             return self._sight
 
     def _cut(self, image: Rows, kind: np.dtype) -> tuple[list[Span], list[Span]]:
@@ -179,29 +192,29 @@ def upscale(
 
     ``tile``, ``say`` and ``precision`` are those of :class:`Upscaler`.
     """
+    return upscale_tensor(Upscaler(model, device, tile, precision, say=say), lr)
+
+
+def upscale_tensor(upscaler: Upscaler, lr: Tensor) -> Tensor:
+    """As :func:`upscale`, for many images."""
     pixels = (lr.float() if lr.is_floating_point() else lr).permute(1, 2, 0).contiguous().cpu().numpy()
-    sr = Upscaler(model, device, tile, precision, say=say)(rows_of(pixels)).whole()
-    return torch.from_numpy(sr).permute(2, 0, 1).to(lr.dtype)
+    return torch.from_numpy(upscaler(rows_of(pixels)).whole()).permute(2, 0, 1).to(lr.dtype)
 
 
 def workers(count: int, threads: int) -> ThreadPoolExecutor:
     """Python's threads in each of which PyTorch has ``threads`` of its own; elsewhere it keeps as many as it has."""
     before, together = torch.get_num_threads(), threading.Barrier(count)
     pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(threads))
-    list(
-        pool.map(lambda index: together.wait(), range(count))
-    )  # all have begun: the setting is each thread's own, and new ones take the last
+    # When all have begun: the setting is each thread's own, and new ones take the last.
+    list(pool.map(lambda index: together.wait(), range(count)))
     torch.set_num_threads(before)
     return pool
 
 
-def context_of(model: SRModel | Teacher) -> tuple[int, bool]:
+def context_of(model: SRModel) -> tuple[int, bool]:
     """The context in LR pixels that the network's tiles have, and whether tiles with it equal the whole image."""
-    network = model.model if isinstance(model, Teacher) else model
-    radius = receptive_field(network)
-    # Windows of a flipped image begin at its other end, wherever that is: tiles cannot begin at the same places.
-    turned = isinstance(model, Teacher) and model.self_ensemble and model.spec.size_multiple > 1
-    return (WIDE, False) if radius is None or turned else (radius, True)
+    radius = receptive_field(model)
+    return (WIDE, False) if radius is None else (radius, True)
 
 
 def _as(sr: Tensor, kind: np.dtype) -> Pixels:

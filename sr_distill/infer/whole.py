@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..devices import is_out_of_memory
 from ..models import Teacher
-from .upscale import TILE, context_of, upscale
+from .upscale import TILE, Upscaler, upscale_tensor
 
 
 class WholeOutputs:
@@ -21,8 +22,10 @@ class WholeOutputs:
     """
 
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        self._teacher = teacher
         self._device = device
+        # The caller says once for all images that they are cut.
+        make = functools.partial(Upscaler, teacher, device, precision="fp32", say=lambda text: None)
+        self._upscaler = functools.cache(lambda tile: make(tile=tile))
         self._too_large: int | None = None  # pixels of the smallest image that memory did not suffice for
 
     def whole(self, lr: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class WholeOutputs:
 
     def in_tiles(self) -> tuple[str, Callable[[Tensor], Tensor]]:
         """How an image that is too large is cut, and the function that does it."""
-        return f"in tiles of {TILE} with a context of {context_of(self._teacher)[0]}", self._upscale
+        return f"in tiles of {TILE} with a context of {self._upscaler(TILE).context}", self._upscale
 
     def _upscale(self, lr: Tensor, tile: int = TILE) -> Tensor:
-        return upscale(self._teacher, lr, self._device, tile, say=lambda text: None)  # the caller says it once for all
+        return upscale_tensor(self._upscaler(tile), lr)

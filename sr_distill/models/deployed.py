@@ -18,7 +18,8 @@ class Deployed(nn.Module):
     """A model that upscales and learns no more: the outputs of :class:`SRModel`, sooner.
 
     Args:
-        model: is left as it is, and shares its weights where they are fused already.
+        model: is left as it is: this has a copy of its network. One that this package did not build may not take being copied: it is shared,
+            and should be in eval mode.
 
     Attributes:
         spec: the contract of the network.
@@ -28,10 +29,8 @@ class Deployed(nn.Module):
     def __init__(self, model: SRModel) -> None:
         super().__init__()
         fused = model if model.is_quantised else model.collapsed()
-        own = (
-            fused.spec.architecture is not None
-        )  # of others it is not known what they share and whether they can be copied
-        self.model = SRModel(_in_place(fused.net) if own else fused.net, fused.spec).eval()
+        own = fused.spec.architecture is not None
+        self.model = SRModel(_in_place(copy.deepcopy(fused.net)).eval() if own else fused.net, fused.spec)
         self.spec, self.autocast = model.spec, model.autocast
         self.color = LumaAndChroma(model.spec.scale) if model.spec.color == "y" else None
 
@@ -47,12 +46,10 @@ class Deployed(nn.Module):
 
 
 def _in_place(net: nn.Module) -> nn.Module:
-    """The network with the same weights, whose ReLUs write over what the convolution before them gave, which nobody else reads."""
-    tensors = itertools.chain(net.parameters(), net.buffers())
-    copied = copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
-    for sequence in copied.modules():
+    """Let the ReLUs of a network write over what the convolution before them gave, which nobody else reads."""
+    for sequence in net.modules():
         if isinstance(sequence, nn.Sequential):
             for before, module in itertools.pairwise(sequence):
                 if isinstance(module, nn.ReLU) and isinstance(before, (nn.Conv2d, CollapsibleConv2d)):
                     module.inplace = True
-    return copied
+    return net

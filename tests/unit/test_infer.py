@@ -86,6 +86,21 @@ def test_what_is_deployed_is_what_was_trained(name, options):
             torch.testing.assert_close(found, luma if expected.shape[1] == 3 else expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("reparam", ["none", "expand"])
+def test_upscaling_leaves_the_model_of_a_training_as_it_is(reparam):
+    """Neither frozen, nor in eval mode, nor moved, nor in another layout: a student may be looked at while it learns."""
+    model = build_model(small("mobile_sr", reparam=reparam), 2).train()
+    strides = [parameter.stride() for parameter in model.parameters()]
+    before = upscale(model, torch.rand(3, 12, 12), CPU)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+    model(torch.rand(1, 3, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert before.shape == (3, 24, 24)
+
+
 def test_deployed_takes_images_of_one_pixel():
     model = build_model(small("mobile_sr", color="y"), 4).eval()
     image = torch.rand(1, 3, 1, 1)
