@@ -126,8 +126,9 @@ def land(jobs: list[Job]) -> None:
                 f"{job.name}: {judge} {_mean(job, scores):.4f} is no better than the {_mean(job, standing):.4f} in the zoo"
             )
             continue
+        text = card(job, model, scores)  # before the model that it may have begun from is replaced
         save_model(model, ZOO / f"{job.name}.safetensors")
-        write_text(ZOO / f"{job.name}.md", card(job, model, scores))
+        write_text(ZOO / f"{job.name}.md", text)
         print(f"{job.name}: {judge} {_mean(job, scores):.4f} is in the zoo now")
 
 

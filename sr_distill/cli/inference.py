@@ -32,7 +32,6 @@ from ..infer import (
 )
 from ..infer.alpha import Alpha
 from ..infer.files import STANDARD
-from ..infer.picture import size_in_header
 from ..infer.upscale import Precision
 from ..infer.video import upscale_video
 from ..models import SRModel
@@ -78,9 +77,8 @@ def _run(
     quiet: bool,
 ) -> int:
     images, videos = [job for job in jobs if not job.is_video], [job for job in jobs if job.is_video]
-    sizes = [size_in_header(job.source) for job in images if job.source != STANDARD]
     began, pixels, failures = time.perf_counter(), 0, []
-    total = sum(height * width for height, width in (enlarger.size_of(*size) for size in sizes if size))
+    total = sum(height * width for height, width in (enlarger.size_of(*job.size) for job in images if job.size))
     bar = progress_bar(total=total / 1e6, unit="MP", bar_format=_BAR, disable=True if quiet or not images else None)
 
     def progress(job: Job, size: int) -> Callable[[float], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +38,18 @@ def sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
     return images, [path for path in files if path.suffix.lower() not in EXTENSIONS]
 
 
-def left_out(folder: Path, most: int = 5) -> list[str]:
+def left_out(folder: Path) -> list[str]:
     """A sentence about the files below ``folder`` that are not read as images; none where all are."""
-    others = sorted_out(folder)[1]
+    return no_images(folder, sorted_out(folder)[1], f"images are {', '.join(sorted(EXTENSIONS))}")
+
+
+def no_images(folder: Path, others: Sequence[Path], hint: str, most: int = 5) -> list[str]:
+    """A sentence that counts and names files of a folder which are not read as images; none where there are none."""
     if not others:
         return []
     shown = ", ".join(str(path.relative_to(folder)) for path in others[:most])
     more = f" and {len(others) - most} more" if len(others) > most else ""
-    kinds = ", ".join(sorted(EXTENSIONS))
-    return [f"{folder}: {len(others)} file(s) there are not read as images ({shown}{more}); images are {kinds}."]
+    return [f"{folder}: {len(others)} file(s) there are not read as images ({shown}{more}); {hint}."]
 
 
 def open_image(path: Path) -> Image.Image:

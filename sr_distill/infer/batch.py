@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from .enlarge import Done, Enlarger
 from .files import STANDARD, Job
-from .picture import MOST_MEGAPIXELS, Picture, open_picture, size_in_header
+from .picture import MOST_MEGAPIXELS, Picture, open_picture
 from .rows import Pixels, Rows
 from .upscale import workers
 from .write import check, write_picture
@@ -92,7 +92,8 @@ class _Batch:
     def run(self, job: Job) -> Outcome:
         """One file from its reading to its writing."""
         try:
-            with self._room.for_megapixels(_megapixels(job)):
+            height, width = job.size or (0, 0)  # one that cannot be read is an error soon enough
+            with self._room.for_megapixels(height * width / 1e6):
                 content = sys.stdin.buffer.read() if job.source == STANDARD else job.source
                 source = open_picture(content, self._most_megapixels)
                 size = self._enlarger.size_of(source.rows.height, source.rows.width)
@@ -107,7 +108,7 @@ class _Batch:
                         self._write(job, replace(large, frames=frames))
                 return Outcome(job, size, pixels, notes)
         except (UserError, RuntimeError, MemoryError, OSError, ValueError) as error:
-            return Outcome(job, error=_sentence(job, error))
+            return failed(job, error)
 
     def _until_given_up(self, done: Done) -> Done:
         def told(pixels: float) -> None:
@@ -159,23 +160,22 @@ def _ahead(rows: Rows, computing: ThreadPoolExecutor) -> Rows:
     return replace(rows, bands=bands)
 
 
-def _megapixels(job: Job) -> float:
-    """Of the source, as its header says; one that cannot be read is an error soon enough."""
-    height, width = (job.source != STANDARD and size_in_header(job.source)) or (0, 0)
-    return height * width / 1e6
+def failed(job: Job, error: Exception) -> Outcome:
+    """The outcome of a file that an error ended, with a sentence that names it.
 
-
-def _sentence(job: Job, error: BaseException) -> str:
+    Raises:
+        Exception: the error itself, where it is one of the program.
+    """
     name = "standard input" if job.source == STANDARD else str(job.source)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, UserError):
         said = str(error)
-        return (
-            said
-            if name in said or str(job.target) in said
-            else f"{name}: {said}{'' if said.endswith(('.', ')')) else '.'}"
-        )
-    if is_out_of_memory(error):
-        return f"{name}: not enough memory; try a smaller --tile, or a --format that is written in bands (png, tiff)."
-    if isinstance(error, (OSError, ValueError)):
-        return f"{job.target}: cannot be written ({' '.join(str(error).split())[:200]})."
-    raise error
+        if name not in said and str(job.target) not in said:
+            said = f"{name}: {said}" + ("" if said.endswith((".", ")")) else ".")
+    elif is_out_of_memory(error):
+        said = f"{name}: not enough memory; try a smaller --tile, or a --format that is written in bands (png, tiff)."
+    elif isinstance(error, (OSError, ValueError)):
+        said = f"{job.target}: cannot be written ({reason})."
+    else:
+        raise error
+    return Outcome(job, error=said)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import UserError
 
@@ -16,7 +16,7 @@ MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's, for gray of more than 8 bits."""
 
 _GRAY_AND_ALPHA = 4  # of a PNG's colour types
-_ORIENTATION, _PROFILE = 0x0112, 34675
+_PROFILE = 34675  # a tag of TIFF
 
 
 def sixteen_bits(image: Image.Image) -> np.ndarray:
@@ -134,5 +134,5 @@ def transposed(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """Turned as the EXIF orientation says."""
     turn = {2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.swapaxes(0, 1),
             6: lambda p: p[::-1].swapaxes(0, 1), 7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
-            8: lambda p: p[:, ::-1].swapaxes(0, 1)}.get(image.getexif().get(_ORIENTATION), lambda p: p)  # fmt: skip
+            8: lambda p: p[:, ::-1].swapaxes(0, 1)}.get(image.getexif().get(ExifTags.Base.Orientation), lambda p: p)  # fmt: skip
     return np.ascontiguousarray(turn(pixels))

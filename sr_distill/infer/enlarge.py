@@ -65,13 +65,10 @@ class Enlarger:
     ) -> None:
         self._upscalers, self._scale, self._seamless, self._say = upscalers, scale, seamless, say
 
-    @property
-    def key(self) -> str:
-        """A hash of the networks that may be asked, and of how they are run."""
-        return (
-            " ".join(f"x{scale} {upscaler.key}" for scale, upscaler in self._upscalers.items())
-            + " seamless" * self._seamless
-        )
+    def key_for(self, height: int, width: int) -> str:
+        """A hash of the networks that an image of this size is shown to, and of how they are run."""
+        keys = [f"x{scale} {self._upscalers[scale].key}" for scale in self._passes(height, width)]
+        return " ".join([*keys, *["seamless"] * self._seamless])
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result of an image."""
@@ -86,15 +83,10 @@ class Enlarger:
         """The larger image; ``dtype``: uint8, uint16 or float32, None: as the image."""
         height, width = self._scale.size_of(image.height, image.width)
         kind = np.dtype(dtype or image.dtype).type
-        factor = max(height / image.height, width / image.width)
-        if factor > MOST:
-            raise UserError(
-                f"{self._scale.label} is {factor:.0f} times the size of {image.width}x{image.height}; {MOST} times is the most."
-            )
-        chain = passes(self._upscalers, factor)
+        chain = self._passes(image.height, image.width)
         whole = int(np.prod(chain, dtype=int))
         exact = (height, width) == (image.height * whole, image.width * whole)
-        self._tell(chain, exact, height, width)
+        self._tell(chain, exact)
         if self._seamless and not (exact and chain):
             raise UserError(
                 f"--seamless needs a scale that networks make without resizing: {', '.join(map(str, self._upscalers))}."
@@ -110,7 +102,17 @@ class Enlarger:
             large = _cut(large, margin * whole)
         return large if exact else resized(large, height, width, kind)
 
-    def _tell(self, chain: list[int], exact: bool, height: int, width: int) -> None:
+    def _passes(self, height: int, width: int) -> list[int]:
+        """Scales of the networks that an image of this size goes through."""
+        large = self._scale.size_of(height, width)
+        factor = max(large[0] / height, large[1] / width)
+        if factor > MOST:
+            raise UserError(
+                f"{self._scale.label} is {factor:.0f} times the size of {width}x{height}; {MOST} times is the most."
+            )
+        return passes(self._upscalers, factor)
+
+    def _tell(self, chain: list[int], exact: bool) -> None:
         if not chain:
             self._say(f"{self._scale.label} makes it no larger: no network is asked.")
         elif len(chain) > 1 or not exact:

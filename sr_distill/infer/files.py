@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import Counter
@@ -9,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.images import no_images
 from ..errors import UserError
-from .picture import SUFFIXES
+from .picture import SUFFIXES, size_in_header
 from .write import FORMATS, format_of
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"})
 
 STANDARD = Path("-")
 """Standard input, or standard output."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Job:
     source: Path
     target: Path
     kind: str
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of an image as its header has them; None where there is none, or it cannot be read."""
+        return None if self.source == STANDARD else size_in_header(self.source)
 
     @property
     def is_video(self) -> bool:
@@ -132,12 +137,7 @@ def _searched(folder: Path, recursive: bool) -> tuple[list[Path], list[str]]:
             else:
                 (images if is_image else others).append(path)
     notes = [f"{error.filename}: cannot be searched ({error.strerror})." for error in problems]
-    if others:
-        shown = ", ".join(str(path.relative_to(folder)) for path in others[:_SHOWN])
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-        notes.append(
-            f"{folder}: {len(others)} file(s) there are not read as images ({shown}{more}); a video is named by itself."
-        )
+    notes += no_images(folder, others, "a video is named by itself")
     if deeper:
         notes.append(f"{folder}: {deeper} image(s) in folders below it are left out (--recursive takes them).")
     return sorted(images), notes

@@ -7,9 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-_ORIENTATION, _EXIF_WIDTH, _EXIF_HEIGHT, _EXIF_IFD = 0x0112, 0xA002, 0xA003, 0x8769
 _COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 
 
@@ -57,9 +56,9 @@ def _exif(image: Image.Image) -> bytes | None:
         exif = image.getexif()
         if not len(exif) or "exif" not in image.info:  # a TIFF's are its own tags
             return None
-        exif.pop(_ORIENTATION, None)
-        inner = exif.get_ifd(_EXIF_IFD)
-        for tag in (_EXIF_WIDTH, _EXIF_HEIGHT):
+        exif.pop(ExifTags.Base.Orientation, None)
+        inner = exif.get_ifd(ExifTags.IFD.Exif)
+        for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
             inner.pop(tag, None)
         return exif.tobytes() or None
     return None

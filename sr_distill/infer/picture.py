@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
+from ..data.images import image_size
 from ..errors import UserError
 from .deep import MODES, Tiff, deep_pixels, read_tiff, sixteen_bits, transposed
 from .metadata import Metadata, metadata_of
@@ -92,7 +93,7 @@ def open_picture(source: Path | bytes, most_megapixels: float = MOST_MEGAPIXELS)
     _register_heif()
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_warnings_as_before())
+            stack.enter_context(_without_warnings())
             file = io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
             try:
                 with _unlimited():
@@ -122,11 +123,9 @@ def open_picture(source: Path | bytes, most_megapixels: float = MOST_MEGAPIXELS)
 def size_in_header(path: Path) -> tuple[int, int] | None:
     """Height and width as a file's header has them, without decoding; None if it cannot be read."""
     _register_heif()
-    try:
-        with _warnings_as_before(), _unlimited(), Image.open(path) as image:
-            return image.size[::-1]
-    except Exception:
-        return None
+    with _without_warnings(), _unlimited():
+        size = image_size(path)
+    return size and size[::-1]
 
 
 def picture_of(image: Image.Image) -> Picture:
@@ -269,7 +268,7 @@ def _unlimited() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warnings_as_before() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     """Decoders warn of oddities (a truncated tag, a corrupt EXIF) that change nothing in the pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

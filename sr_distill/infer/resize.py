@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.bicubic import taps
-from .rows import Pixels, Rows, Window, to_8_bits, to_16_bits, to_float
+from .rows import Pixels, Rows, Window, in_type, to_float
 
 _STEP = 64  # rows of the output at once
 
@@ -22,7 +22,6 @@ def resized(image: Rows, height: int, width: int, dtype: type) -> Rows:
     Args:
         dtype: uint8, uint16 or float32.
     """
-    finish = {np.uint8: to_8_bits, np.uint16: to_16_bits, np.float32: lambda pixels: pixels}[dtype]
     down_index, down_weight = _taps(image.height, height)
     across = _taps(image.width, width)
     # The first row that an output row or a later one needs: at the mirrored border kernels reach up again.
@@ -34,9 +33,8 @@ def resized(image: Rows, height: int, width: int, dtype: type) -> Rows:
             index, weight = down_index[:, row : row + _STEP], down_weight[:, row : row + _STEP]
             first, stop = int(needed[row]), int(index.max()) + 1
             strip = torch.from_numpy(to_float(window.rows(first, stop)))
-            yield finish(
-                _of_premultiplied(_mix(_mix(_premultiplied(strip), across, 1), (index - first, weight), 0)).numpy()
-            )
+            narrow = _mix(_premultiplied(strip), across, 1)
+            yield in_type(_of_premultiplied(_mix(narrow, (index - first, weight), 0)).numpy(), dtype)
 
     return Rows(height, width, image.channels, np.dtype(dtype), bands)
 

@@ -56,10 +56,18 @@ def converted(image: Rows, dtype: type) -> Rows:
     """The same image in another type."""
     if image.dtype == dtype:
         return image
-    convert = {np.uint8: to_8_bits, np.uint16: to_16_bits, np.float32: to_float}[dtype]
-    return Rows(
-        image.height, image.width, image.channels, np.dtype(dtype), lambda: (convert(band) for band in image.bands())
-    )
+    bands = lambda: (in_type(band, dtype) for band in image.bands())  # noqa: E731
+    return Rows(image.height, image.width, image.channels, np.dtype(dtype), bands)
+
+
+def in_type(pixels: Pixels, dtype: np.dtype | type) -> Pixels:
+    """The same pixels as uint8, uint16 or float32 in [0, 1]: clipped, and rounded to the nearest level."""
+    if pixels.dtype == dtype:
+        return pixels
+    if dtype == np.float32:
+        return to_float(pixels)
+    top = np.iinfo(dtype).max
+    return np.rint(to_float(pixels) * np.float32(top)).clip(0, top).astype(dtype)
 
 
 def to_float(pixels: Pixels) -> Pixels:
@@ -67,21 +75,6 @@ def to_float(pixels: Pixels) -> Pixels:
     if pixels.dtype == np.float32:
         return pixels
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-
-
-def to_8_bits(pixels: Pixels) -> Pixels:
-    """Any type to uint8: clipped, and rounded to the nearest level."""
-    return pixels if pixels.dtype == np.uint8 else _rounded(to_float(pixels), np.uint8)
-
-
-def to_16_bits(pixels: Pixels) -> Pixels:
-    """Any type to uint16: clipped, and rounded to the nearest level."""
-    return pixels if pixels.dtype == np.uint16 else _rounded(to_float(pixels), np.uint16)
-
-
-def _rounded(pixels: Pixels, dtype: type) -> Pixels:
-    top = np.iinfo(dtype).max
-    return np.rint(pixels * np.float32(top)).clip(0, top).astype(dtype)
 
 
 class Window:
@@ -102,9 +95,7 @@ class Window:
             self._first += len(self._held.pop(0))
         cut = slice(first - self._first, stop - self._first)
         if len(self._held) > 1:
-            if (
-                len(self._held[0]) > cut.start > 0
-            ):  # the rest of a band that is needed in part keeps all of it in memory
+            if len(self._held[0]) > cut.start > 0:  # what is left of a band would keep all of it in memory
                 self._held[0], self._first = self._held[0][cut.start :].copy(), first
                 cut = slice(0, stop - first)
             self._held = [np.concatenate(self._held)]

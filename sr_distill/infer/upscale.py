@@ -15,7 +15,7 @@ from torch import Tensor
 from ..models import SRModel, Teacher, model_key
 from ..models.receptive_field import receptive_field
 from . import alpha as transparency
-from .rows import Pixels, Rows, Window, rows_of
+from .rows import Pixels, Rows, Window, in_type, rows_of
 from .runner import Precision, Runner
 from .spans import Span, batches, spans
 
@@ -143,7 +143,7 @@ class Upscaler:
                     band[: len(carried)] += carried
                 finished = len(band) - 2 * rows.after * self.scale
                 band, carried = band[:finished], band[finished:]
-            yield band if band.dtype == kind else _as(torch.from_numpy(band), kind)
+            yield in_type(band, kind)
 
     def _band(
         self, strip: Pixels, rows: Span, across: Sequence[Span], kind: np.dtype, context: Callable[[], int], done: Done

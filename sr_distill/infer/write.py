@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -16,8 +16,6 @@ from .metadata import Metadata
 from .picture import Frame, Picture
 from .png import write_png
 from .rows import Pixels, Rows, converted
-
-Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif", "bmp"]
 
 _PAPER = 255  # what is transparent becomes white where a format has no transparency
 

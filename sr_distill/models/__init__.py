@@ -2,7 +2,7 @@
 
 from ..options.architectures import Architecture
 from ..registry import ARCHITECTURES, STUDENTS, TEACHERS, register_student, register_teacher
-from .base import ModelSpec, SRModel, bicubic_model, upscale_float, upscale_uint8
+from .base import ModelSpec, SRModel, bicubic_model, upscale_uint8
 from .blocks import collapse
 from .build import build_model
 from .deployed import Deployed
@@ -33,6 +33,5 @@ __all__ = [
     "save_model",
     "self_ensembled",
     "tells_itself",
-    "upscale_float",
     "upscale_uint8",
 ]

@@ -128,11 +128,6 @@ def upscale_uint8(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
     return to_uint8(_finite(model, model(lr.to(device).float().div(255.0))))
 
 
-def upscale_float(model: nn.Module, lr: Tensor, device: torch.device) -> Tensor:
-    """As :func:`upscale_uint8`, from floats in [0, 1] to floats clipped to [0, 1], of the same dtype."""
-    return _finite(model, model(lr.to(device).float())).clamp(0, 1).to(lr.dtype)
-
-
 def _finite(model: nn.Module, sr: Tensor) -> Tensor:
     if not sr.isfinite().all():
         raise ImageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...console import progress_bar
-from ...devices import is_out_of_memory
 from ...errors import UserError
 from ...files import atomic_path
-from ..batch import Outcome
+from ..batch import Outcome, failed
 from ..enlarge import Enlarger
 from ..files import Job
 from ..resize import resized
@@ -42,23 +40,15 @@ def upscale_video(job: Job, enlarger: Enlarger, say: Callable[[str], object], qu
     """
     try:
         av = _pyav()
-        with contextlib.ExitStack() as stack:
-            try:
-                source = stack.enter_context(open_film(av, job.source))
-            except (av.error.FFmpegError, OSError) as error:
-                raise UserError(f"{job.source}: cannot be read as a video ({reason_of(error)}).") from error
+        try:
+            source = open_film(av, job.source)
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"{job.source}: cannot be read as a video ({reason_of(error)}).") from error
+        with source:
             return _upscaled(av, source, job, enlarger, say, quiet)
-    except UserError as error:
-        said = str(error)
-        return Outcome(
-            job, error=said if str(job.source) in said or str(job.target) in said else f"{job.source}: {said}"
-        )
     except Exception as error:
-        if is_out_of_memory(error):
-            return Outcome(job, error=f"{job.source}: not enough memory; try a smaller --tile.")
-        if type(error).__module__.startswith("av"):
-            return Outcome(job, error=f"{job.source}: {reason_of(error)}.")
-        raise
+        of_pyav = type(error).__module__.startswith("av")
+        return failed(job, UserError(f"{job.source}: {reason_of(error)}.") if of_pyav else error)
 
 
 def _upscaled(av: Any, source: Any, job: Job, enlarger: Enlarger, say: Callable[[str], object], quiet: bool) -> Outcome:
@@ -75,7 +65,15 @@ def _upscaled(av: Any, source: Any, job: Job, enlarger: Enlarger, say: Callable[
         say(f"{job.source}: is interlaced; deinterlaced first it comes out better.")
     height, width = (first.height, first.width) if look.turns % 2 == 0 else (first.width, first.height)
     size = enlarger.size_of(height, width)
-    parts = Parts(job, {"source": fingerprint(job.source), "networks": enlarger.key, "size": size, "segment": SEGMENT})
+    parts = Parts(
+        job,
+        {
+            "source": fingerprint(job.source),
+            "networks": enlarger.key_for(height, width),
+            "size": size,
+            "segment": SEGMENT,
+        },
+    )
     if parts.done:
         say(f"{job.source}: goes on after {parts.done * SEGMENT} frames that an earlier run finished.")
     total = stream.frames or (
@@ -186,11 +184,8 @@ def _encoder(output: Any, look: Look, size: tuple[int, int], stream: Any) -> Any
     encoder = output.add_stream("libx264", rate=stream.average_rate or stream.guessed_rate or 25)
     encoder.height, encoder.width = (side + side % 2 for side in size)
     encoder.pix_fmt = "yuv420p10le" if look.deep else "yuv420p"
-    encoder.options = {
-        "crf": _CRF,
-        "preset": "medium",
-        "bf": "0",
-    }  # without B-frames segments follow each other without overlap
+    # Without B-frames segments follow each other without overlap.
+    encoder.options = {"crf": _CRF, "preset": "medium", "bf": "0"}
     context = encoder.codec_context
     context.time_base = stream.time_base
     context.color_range = LIMITED if look.limited else FULL
