@@ -1,8 +1,9 @@
 """How fast files are upscaled, here and by other ways, with the same network and weights; each way in a process of its own.
 
-benchmark.py upscale [--model M] [--threads N] [--rounds N] [--cases small large huge] [--ways ours plain real-esrgan spandrel]
+benchmark.py upscale [--model M] [--threads N] [--rounds N] [--cases small large huge giant] [--ways ours plain real-esrgan spandrel]
 
-small: 200 photographs of 160x120; large: 2 of 12 megapixels; huge: one of 100 megapixels.
+small: 200 photographs of 160x120; large: 2 of 12 megapixels; huge: one of 100 megapixels; giant: one of 200, if it is
+asked for.
 
 ours         inference.py as it is
 plain        a loop in PyTorch: Pillow reads, the network takes the whole image, Pillow writes PNG
@@ -42,7 +43,7 @@ from sr_distill.models import SRModel
 from sr_distill.models.basicsr import import_basicsr
 from sr_distill.zoo import open_model
 
-CASES = {"small": (200, 120, 160), "large": (2, 3000, 4000), "huge": (1, 10000, 10000)}
+CASES = {"small": (200, 120, 160), "large": (2, 3000, 4000), "huge": (1, 10000, 10000), "giant": (1, 10000, 20000)}
 """Files, height and width of each."""
 
 TILE = 256
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the network (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=12, help="gigabytes that a process may have (default: 12)")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "huge"])
     parser.add_argument("--ways", nargs="+", choices=ways, default=list(ways))
     for name in ("--work", "--source", "--output"):
         parser.add_argument(name, help=argparse.SUPPRESS)
