@@ -59,8 +59,9 @@ def test_modes(mode, channels, dtype):
         )
     else:
         image = PHOTO.convert(mode)
-    kind = "TIFF" if mode in ("CMYK", "F", "LAB", "YCbCr") else "PNG"
-    rows = open_picture(_saved(image, kind)).rows
+    kind = "TIFF" if mode in ("CMYK", "F", "LAB") else "PNG"
+    # Some versions of Pillow write a TIFF of YCbCr that they cannot read.
+    rows = picture_of(image).rows if mode == "YCbCr" else open_picture(_saved(image, kind)).rows
     assert (rows.height, rows.width, rows.channels, rows.dtype) == (24, 34, channels, np.dtype(dtype))
     pixels = rows.whole()
     if mode == "I;16":
