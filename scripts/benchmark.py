@@ -6,6 +6,7 @@ benchmark.py train --sweep    which batch, crop, number of threads and memory la
 benchmark.py step       a step of 64 crops of 64x64 with everything in it, from the crops to the averaged weights, on a device (--device)
 benchmark.py quality    how soon a student is good, with each optimizer and body (quality --help)
 benchmark.py upscale    files upscaled here, by a plain loop, by RealESRGANer and by spandrel (upscale --help)
+benchmark.py export     models in each runtime and precision: size, quality, latency (export --help)
 benchmark.py evaluate   PSNR-Y and SSIM-Y of Set5 and Set14 at x4 here, by BasicSR's functions, and a small network's own time
 """
 
@@ -23,6 +24,7 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import exports
 import numpy as np
 import quality
 import torch
@@ -247,14 +249,13 @@ def evaluate(rounds: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``benchmark.py losses | train [--sweep] | step [--device D] | quality | upscale | evaluate [--rounds N]``."""
+    """``benchmark.py losses | train [--sweep] | step [--device D] | quality | upscale | export | evaluate [--rounds N]``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["quality"]:
-        return quality.main(arguments[1:])
-    if arguments[:1] == ["upscale"]:
-        return upscaling.main(arguments[1:])
+    of_its_own = {"quality": quality.main, "upscale": upscaling.main, "export": exports.main}
+    if arguments[:1] and arguments[0] in of_its_own:
+        return of_its_own[arguments[0]](arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["losses", "train", "step", "quality", "upscale", "evaluate"])
+    parser.add_argument("what", choices=["losses", "train", "step", "quality", "upscale", "export", "evaluate"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--sweep", action="store_true", help="train: settings against each other, not optimizers")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="step: where")

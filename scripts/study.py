@@ -179,24 +179,44 @@ SEARCH = {
     "teacher_only": ["losses=[{type: l1, against: teacher}]"],
 }
 
-INT8 = {
-    "none": _without_teacher(),
-    "l1": [],
-    "own": [*_against_hr("{type: l1, against: teacher, weight: 0.5}", share=0.5), "teacher={model: mobile_sr_tiny_x4}"],
-    "l1_and_own": [
-        "teacher=null",
-        "teachers=[{name: hit_srf, model: weights/hit_srf_x4.pth}, {name: own, model: mobile_sr_tiny_x4}]",
-        "losses=[{type: l1, against: hr, weight: 0.4}, {type: l1, against: teacher, teacher: hit_srf, weight: 0.4}, "
-        "{type: l1, against: teacher, teacher: own, weight: 0.2}]",
-    ],
-}
+_QUANTIZED = (
+    ("tiny", 4, "hit_srf"),
+    ("base", 4, "rlfn"),
+    ("large", 4, "rlfn"),
+    ("tiny", 2, "rlfn"),
+    ("base", 2, "rlfn"),
+    ("large", 2, "rlfn"),
+)
+"""Size, scale and teacher."""
+
+
+def _int8_variants() -> dict[str, list[str]]:
+    """Whom a student of the zoo listens to while it learns with the rounding: HR alone, a teacher, itself before the rounding."""
+    found = {}
+    for size, scale, teacher in _QUANTIZED:
+        own, model = f"mobile_sr_{size}_x{scale}", f"weights/{teacher}_x{scale}.pth"
+        kinds = {
+            "none": _without_teacher(),
+            "l1": [f"teacher={{model: {model}}}"],
+            "own": [f"teacher={{model: {own}}}"],
+            "l1_and_own": [
+                "teacher=null",
+                f"teachers=[{{name: large, model: {model}}}, {{name: own, model: {own}}}]",
+                "losses=[{type: l1, against: hr, weight: 0.4}, {type: l1, against: teacher, teacher: large, weight: 0.4}, "
+                "{type: l1, against: teacher, teacher: own, weight: 0.2}]",
+            ],
+        }
+        shape = [f"scale={scale}", f"student={{type: mobile_sr_{size}, color: y}}", f"init_from={own}"]
+        found |= {f"{size}_x{scale}_{kind}": [*shape, *overrides] for kind, overrides in kinds.items()}
+    return found
+
 
 _RECIPE = OPTIONS / "mobile_sr_recipe_x4.yml"
 STUDIES = {
     "losses": Study(OPTIONS / "mobile_sr_losses_x4.yml", LOSSES, "none"),
     "teacher": Study(_RECIPE, _teacher_variants(), "none"),
     "family": Study(_RECIPE, FAMILY, "soap_whole", ("psnr", "ssim")),
-    "int8": Study(OPTIONS / "mobile_sr_int8_x4.yml", INT8, "none", ("psnr", "ssim"), int8=True),
+    "int8": Study(OPTIONS / "mobile_sr_int8_x4.yml", _int8_variants(), "none", ("psnr", "ssim"), int8=True),
     "search": Study(_RECIPE, SEARCH, "base", ("psnr", "ssim")),
 }
 
@@ -263,8 +283,9 @@ class Runs:
             print("| " + " | ".join(cells) + " |")
 
     def _base_of(self, variant: str) -> str:
-        """What a variant is compared with: of the same size and length, for a teacher."""
-        return "_".join([*variant.split("_")[:2], "none"]) if self.name == "teacher" else self.study.base
+        """What a variant is compared with: where students differ, the one of the same size and length or scale."""
+        several = self.study.base not in self.study.variants
+        return "_".join([*variant.split("_")[:2], self.study.base]) if several else self.study.base
 
     def weigh(self, variants: Sequence[str]) -> None:
         """Print the weight of each variant's term that gives its gradient the share SHARE of L1's."""

@@ -155,6 +155,41 @@ def test_quality_against_time(work, scripts, monkeypatch, capsys):
     assert "done: 100 steps" not in capsys.readouterr().out
 
 
+def test_models_in_each_runtime(tmp_path, scripts, capsys, monkeypatch):
+    import exports
+
+    monkeypatch.delenv("SR_DISTILL_DATA", raising=False)
+    arguments = [
+        "--models",
+        "student=mobile_sr_tiny_x2",
+        "--formats",
+        "onnx",
+        "openvino",
+        "--precisions",
+        "fp32",
+        "int8",
+    ]
+    arguments += ["--sets", "embedded", "--threads", "1", "-o", str(tmp_path)]
+    monkeypatch.setitem(exports.FORMATS["openvino"].packages, "no_such_package", "no-such-package")
+    assert exports.main(arguments) == 0
+    said = capsys.readouterr()
+    rows = [line.strip("| ").split(" | ") for line in said.out.splitlines() if line.startswith("| ")]
+    assert "`student`, 640x360 to 1280x720" in said.out
+    assert "left out: OpenVINO needs no-such-package" in said.err
+    assert [row[:2] for row in rows[2:]] == [["PyTorch", "fp32"], ["ONNX Runtime", "fp32"], ["ONNX Runtime", "int8"]]
+    for row in rows[3:]:
+        card = json.loads((tmp_path / f"student_onnx_{row[1]}/card.json").read_text())
+        (pass_,) = card["latency"]["passes"]
+        psnr = card["psnr_y"]["onnx"]["embedded"]
+        wanted = [sum(card["bytes"].values()) / 1e3, card["parity"]["psnr_db"], psnr, pass_["median_ms"]]
+        assert [float(cell) for cell in row[2:]] == pytest.approx(wanted, abs=0.5, rel=1e-3)
+        assert float(row[4]) == pytest.approx(psnr, abs=6e-4)
+        assert pass_["size"] == "360x640"
+    assert float(rows[2][4]) > float(rows[4][4])  # rounding costs something
+    assert exports.main(arguments) == 0
+    assert "converting" not in capsys.readouterr().err  # nothing is made again
+
+
 def test_the_rehearsal_of_what_a_gpu_shows(work, queue):
     environment = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", "ZOO_QUEUE": str(queue)}
     environment |= {"PYTEST_ADDOPTS": "-k metrics", "ZOO_OVERRIDES": "train.log_every=1 train.keep_checkpoints=1"}
