@@ -61,4 +61,12 @@ def _quantizer() -> Any:
     )
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    return XNNPACKQuantizer().set_module_name("net", config)  # colours stay in float
+    return XNNPACKQuantizer().set_global(config).set_filter_function(_is_of_the_network)  # colours stay in float
+
+
+def _is_of_the_network(node: torch.fx.Node) -> bool:
+    """Whether an operator or a weight belongs to it. By XNNPACK's own filter by name weights, which know no module, stay in float."""
+    modules = (
+        [node.target] if node.op == "get_attr" else [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+    )
+    return any(name.split(".")[0] == "net" for name in modules)

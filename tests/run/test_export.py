@@ -23,7 +23,7 @@ from sr_distill.export.runtime import signature_for, write
 from sr_distill.models import build_model
 from sr_distill.zoo import ZOO, open_model
 
-from ..conftest import ROOT, natural_image, small, write_image
+from ..conftest import ROOT, architecture, natural_image, small, write_image
 
 pytestmark = pytest.mark.run
 
@@ -86,6 +86,22 @@ def test_quality_survives_int8(name):
         there = in_runtime(_student(), name, precision, None if kind.dynamic else (128, 128))
         psnr[precision] = mean_scores(there, [embedded.NAME], ["psnr_y"], None)[embedded.NAME]["psnr_y"]
     assert psnr["fp32"] - 0.25 < psnr["int8"] < psnr["fp32"]
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_weights_in_int8_take_a_byte(name, tmp_path):
+    """A quantiser that rounds the maps alone makes a file that is as near to PyTorch, but neither smaller nor faster."""
+    kind = _installed(name)
+    model = build_model(architecture(type="mobile_sr", num_feat=96, num_block=3), 2).collapsed().eval()
+    if "int8" not in kind.precisions:
+        pytest.skip(f"{name} has no int8")
+    sizes = {}
+    for precision in ("fp32", "int8"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        write(model, name, _signature(kind, scale=2), precision, None, folder / f"m{kind.suffix}")
+        sizes[precision] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert sizes["int8"] < 0.45 * sizes["fp32"]
 
 
 @pytest.mark.parametrize("name", RUNNING)
