@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -217,7 +218,12 @@ def test_ctrl_c_leaves_only_whole_files(tmp_path, model_file):
         model_file,
     ]
     process = subprocess.Popen(
-        [*command, "--device", "cpu", "--scale", "8"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--device", "cpu", "--scale", "8"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Ignored where tests run in the background.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.time() + 60
     while not list((tmp_path / "out").glob("[0-9]*.png")) and time.time() < deadline and process.poll() is None:
