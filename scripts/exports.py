@@ -10,7 +10,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sr_distill.cli.common import labels_of, split_label
@@ -27,30 +27,30 @@ TIMED_AT = {2: (360, 640), 3: (320, 320), 4: (256, 256)}
 """Height and width of the input by scale."""
 
 
-def exported(name: str, model: SRModel, kind: str, precision: str, output: Path, threads: Sequence[int]) -> Path:
+def exported(model: SRModel, licence: str | None, kind: str, precision: str, args: argparse.Namespace) -> Path:
     """The folder of an export, made unless it is there.
 
     Raises:
         UserError: it cannot be made.
     """
-    folder = output / f"{name}_{kind}_{precision}"
+    folder = args.output / f"{model.spec.name}_{kind}_{precision}"
     if not folder.exists():
         wish = Wish(
             kind,
             precision,
             size=None if FORMATS[kind].dynamic else TIMED_AT[model.spec.scale],
             time_at=TIMED_AT[model.spec.scale],
-            threads=threads,
-            licence=licence_of(name) or "not stated in the model's file",
+            threads=args.threads,
+            licence=licence or Wish.licence,
             data_root=data_root(),
         )
         export_model(model, wish, folder, lambda said: print(said, file=sys.stderr))
     return folder
 
 
-def psnrs(model: SRModel, sets: Sequence[str], kept: Path) -> dict[str, float]:
-    """PSNR-Y by set, from the file where it was measured before."""
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+def psnrs(model: SRModel, sets: Sequence[str], kept: Path, told: Mapping[str, float]) -> dict[str, float]:
+    """PSNR-Y by set: ``told`` by a card, in the file of what was measured before, or measured now."""
+    found = {**told, **(json.loads(kept.read_text()) if kept.exists() else {})}
     missing = [name for name in sets if name not in found]
     if missing:
         means = mean_scores(model, missing, ["psnr_y"], data_root())
@@ -63,7 +63,7 @@ def row(folder: Path, threads: Sequence[int], sets: Sequence[str]) -> list[str]:
     """The cells of an export: kilobytes, dB to PyTorch, PSNR of each set, milliseconds with each number of threads."""
     card = read_card(folder)
     near = card["parity"]["psnr_db"]
-    scores = psnrs(open_exported(folder), sets, folder.with_suffix(".json"))
+    scores = psnrs(open_exported(folder), sets, folder.with_suffix(".json"), card["psnr_y"][card["format"]])
     times = {row["threads"]: row["median_ms"] for row in card["latency"]["passes"]}
     return [
         f"{sum(card['bytes'].values()) / 1e3:.0f}",
@@ -73,20 +73,20 @@ def row(folder: Path, threads: Sequence[int], sets: Sequence[str]) -> list[str]:
     ]
 
 
-def table(label: str, model: SRModel, args: argparse.Namespace) -> None:
+def table(model: SRModel, licence: str | None, args: argparse.Namespace) -> None:
     """Export what is not there of a model, and print its table as Markdown."""
     height, width = TIMED_AT[model.spec.scale]
     titles = ["kB", "dB to PyTorch", *args.sets, *(f"ms, {n} thread{'s' * (n > 1)}" for n in args.threads)]
-    print(f"\n`{label}`, {width}x{height} to {width * model.spec.scale}x{height * model.spec.scale}\n")
+    print(f"\n`{model.spec.name}`, {width}x{height} to {width * model.spec.scale}x{height * model.spec.scale}\n")
     _print_row(["runtime", "precision", *titles])
     _print_row(["---"] * (2 + len(titles)))
-    own = psnrs(model, args.sets, args.output / f"{label}_torch.json")
+    own = psnrs(model, args.sets, args.output / f"{model.spec.name}_torch.json", {})
     _print_row(["PyTorch", "fp32", "", "", *(f"{own[name]:.3f}" for name in args.sets), *[""] * len(args.threads)])
     for kind, precision in itertools.product(args.formats, args.precisions):
         if precision not in FORMATS[kind].precisions:
             continue
         try:
-            folder = exported(label, model, kind, precision, args.output, args.threads)
+            folder = exported(model, licence, kind, precision, args)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
         else:
@@ -111,6 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(arguments)
-    for label, path in zip(labels_of(args.models), args.models):
-        table(label, open_model(split_label(path)[1]).renamed(label), args)
+    for label, given in zip(labels_of(args.models), args.models):
+        _, path = split_label(given)
+        table(open_model(path).renamed(label), licence_of(path), args)
     return 0

@@ -178,7 +178,7 @@ A student for phones: mobile_sr ({shape}), for x{options.scale}, {kind}.
 
 To repeat it:
 
-    SR_DISTILL_DATA=DIR python scripts/train.py -opt {file}
+    {" ".join(["SR_DISTILL_DATA=DIR python scripts/train.py -opt", str(file), *job.overrides])}
 
 Licence of the teacher's weights: {licence}. The photographs are research data of their publishers.
 

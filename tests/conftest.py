@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import get_args
 
@@ -165,6 +166,11 @@ SMALL = {
 def small(name: str, **tree):
     """Options of a small network of this type."""
     return architecture(type=name, **SMALL.get(name, {}), **tree)
+
+
+def heed_ctrl_c() -> None:
+    """For a child process (``preexec_fn``): SIGINT interrupts it, also where tests run in the background and it would be ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def terms(*trees: dict) -> list:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.calibration,
             args.time_at,
             args.threads,
-            args.licence or licence_of(split_label(args.model)[1]) or "not stated in the model's file",
+            args.licence or licence_of(split_label(args.model)[1]) or Wish.licence,
             args.data_root or data_root(),
         )
         parts = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
-from .pt2e import quantised_by
+from .pt2e import is_of_the_network, quantised_by
 
 
 @register_format
@@ -61,12 +61,4 @@ def _quantizer() -> Any:
     )
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    return XNNPACKQuantizer().set_global(config).set_filter_function(_is_of_the_network)  # colours stay in float
-
-
-def _is_of_the_network(node: torch.fx.Node) -> bool:
-    """Whether an operator or a weight belongs to it. By XNNPACK's own filter by name weights, which know no module, stay in float."""
-    modules = (
-        [node.target] if node.op == "get_attr" else [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
-    )
-    return any(name.split(".")[0] == "net" for name in modules)
+    return XNNPACKQuantizer().set_global(config).set_filter_function(is_of_the_network)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 from .lowering import Lowering
-from .pt2e import quantised_by
+from .pt2e import is_of_the_network, quantised_by
 
 
 @register_format
@@ -74,8 +74,7 @@ def _quantizer() -> Any:
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             model = super().annotate(model)
             for node in model.graph.nodes:
-                inside = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-                if node.op == "call_function" and "net" not in inside:
+                if node.op == "call_function" and not is_of_the_network(node):
                     node.meta.pop("quantization_annotation", None)
             return model
 

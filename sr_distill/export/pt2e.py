@@ -23,3 +23,13 @@ def quantised_by(quantizer: Any, graph: ExportGraph, photos: Sequence[Tensor], *
     for photo in photos:
         observed(photo)
     return convert_pt2e(observed, **convert)
+
+
+def is_of_the_network(node: torch.fx.Node) -> bool:
+    """Whether an operator or a weight of an :class:`ExportGraph` belongs to the network; all else, the colours, stays in float.
+
+    The quantisers' own filters by module name do not do: XNNPACK's asks weights, too, which know no module, and leaves them in float.
+    """
+    if node.op == "get_attr":
+        return node.target.startswith("net.")
+    return "net" in [path for path, _ in node.meta.get("nn_module_stack", {}).values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -14,10 +13,13 @@ import time
 import pytest
 import yaml
 
+from sr_distill.evaluate import mean_scores
+from sr_distill.export import open_exported
 from sr_distill.models import load_model
 from sr_distill.train.checkpoint import latest_checkpoint
+from sr_distill.zoo import licence_of
 
-from ..conftest import ROOT
+from ..conftest import ROOT, heed_ctrl_c
 from .helpers import write_options
 
 pytestmark = pytest.mark.run
@@ -79,10 +81,7 @@ def test_who_stops_the_queue_stops_its_training_with_a_checkpoint(work, queue, r
         str(queue),
         "train.total_steps=100000",
     ]
-    heed = functools.partial(
-        signal.signal, signal.SIGINT, signal.default_int_handler
-    )  # ignored where tests run in the background
-    with subprocess.Popen([*command, "train.checkpoint_every=20"], preexec_fn=heed) as process:
+    with subprocess.Popen([*command, "train.checkpoint_every=20"], preexec_fn=heed_ctrl_c) as process:
         try:
             until = time.monotonic() + 120
             while _steps(work)["first"] is None and time.monotonic() < until:
@@ -111,7 +110,7 @@ def test_what_is_better_lands_in_the_zoo_with_its_card(work, queue, scripts, mon
     monkeypatch.setattr(train_zoo, "ZOO", work / "zoo")
     monkeypatch.setattr(train_zoo, "ROOT", work)
     monkeypatch.setattr(train_zoo, "SETS", (str(work / "set"),))
-    jobs = [train_zoo.Job(path, []) for path in sorted(queue.glob("*.yml"))]
+    jobs = [train_zoo.Job(path, ["train.threads=1"]) for path in sorted(queue.glob("*.yml"))]
     train_zoo.land(jobs)
     assert [path.name for path in sorted((work / "zoo").iterdir())] == ["first.md", "first.safetensors"]
     model = load_model(work / "zoo/first.safetensors")
@@ -119,7 +118,7 @@ def test_what_is_better_lands_in_the_zoo_with_its_card(work, queue, scripts, mon
     scores = json.loads(card.split("```json")[1].split("```")[0])
     assert scores == train_zoo.measure(model)
     assert f"{model.num_parameters:,} parameters" in card
-    assert "queue/0_first.yml" in card
+    assert "queue/0_first.yml train.threads=1\n" in card
     train_zoo.land(jobs)
     assert "is no better than the" in capsys.readouterr().out
     worse = {name: [psnr - 1, ssim] for name, (psnr, ssim) in scores.items()}
@@ -159,16 +158,7 @@ def test_models_in_each_runtime(tmp_path, scripts, capsys, monkeypatch):
     import exports
 
     monkeypatch.delenv("SR_DISTILL_DATA", raising=False)
-    arguments = [
-        "--models",
-        "student=mobile_sr_tiny_x2",
-        "--formats",
-        "onnx",
-        "openvino",
-        "--precisions",
-        "fp32",
-        "int8",
-    ]
+    arguments = "--models student=mobile_sr_tiny_x2 --formats onnx openvino --precisions fp32 int8".split()
     arguments += ["--sets", "embedded", "--threads", "1", "-o", str(tmp_path)]
     monkeypatch.setitem(exports.FORMATS["openvino"].packages, "no_such_package", "no-such-package")
     assert exports.main(arguments) == 0
@@ -178,13 +168,15 @@ def test_models_in_each_runtime(tmp_path, scripts, capsys, monkeypatch):
     assert "left out: OpenVINO needs no-such-package" in said.err
     assert [row[:2] for row in rows[2:]] == [["PyTorch", "fp32"], ["ONNX Runtime", "fp32"], ["ONNX Runtime", "int8"]]
     for row in rows[3:]:
-        card = json.loads((tmp_path / f"student_onnx_{row[1]}/card.json").read_text())
+        folder = tmp_path / f"student_onnx_{row[1]}"
+        card = json.loads((folder / "card.json").read_text())
         (pass_,) = card["latency"]["passes"]
-        psnr = card["psnr_y"]["onnx"]["embedded"]
+        psnr = mean_scores(open_exported(folder), ["embedded"], ["psnr_y"], None)["embedded"]["psnr_y"]
         wanted = [sum(card["bytes"].values()) / 1e3, card["parity"]["psnr_db"], psnr, pass_["median_ms"]]
         assert [float(cell) for cell in row[2:]] == pytest.approx(wanted, abs=0.5, rel=1e-3)
         assert float(row[4]) == pytest.approx(psnr, abs=6e-4)
         assert pass_["size"] == "360x640"
+        assert card["licence_of_weights"] == licence_of("mobile_sr_tiny_x2")
     assert float(rows[2][4]) > float(rows[4][4])  # rounding costs something
     assert exports.main(arguments) == 0
     assert "converting" not in capsys.readouterr().err  # nothing is made again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import signal
@@ -23,7 +22,7 @@ from sr_distill.infer import (
 )
 from sr_distill.models import build_model, save_model
 
-from ..conftest import ROOT, architecture, natural_image, small, write_image
+from ..conftest import ROOT, architecture, heed_ctrl_c, natural_image, small, write_image
 
 CPU = torch.device("cpu")
 
@@ -222,8 +221,7 @@ def test_ctrl_c_leaves_only_whole_files(tmp_path, model_file):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Ignored where tests run in the background.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_ctrl_c,
     )
     deadline = time.time() + 60
     while not list((tmp_path / "out").glob("[0-9]*.png")) and time.time() < deadline and process.poll() is None:
