@@ -113,7 +113,10 @@ def _make(
     write_json(work / CARD, card)
     if kind.runs_here:
         say(f"{name}: measuring ...")
-        card["psnr_y"] = {"pytorch": psnr(model, wish.data_root), kind.name: psnr(open_exported(work), wish.data_root)}
+        card["psnr_y"] = {
+            "pytorch": psnr(model.unrounded(), wish.data_root),
+            kind.name: psnr(open_exported(work), wish.data_root),
+        }
         card["latency"] = {
             "processor": processor(),
             "passes": latency(kind, path, signature, wish.time_at, wish.threads),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import SRModel, collapse
+from ..models import SRModel, collapse, ranges
 from ..models.luma import REACH, LumaAndChroma
 from .lowering import Lowering, lower
 
@@ -57,9 +57,13 @@ class ExportGraph(nn.Module):
     upscaled by bicubic, which is one 5x5 convolution with the conversion back to RGB inside.
 
     Args:
-        model: on the CPU; it is copied and brought to the deployed form.
+        model: on the CPU; it is copied and brought to the deployed form, in floats.
         io: what goes in and out, see :class:`Signature`.
         lowering: how operators are written for the runtime.
+
+    Attributes:
+        ranges: by convolution of ``net``, the values that its maps have in 8 bits, where the model was trained with that rounding:
+            see :func:`sr_distill.models.ranges`.
 
     Raises:
         UserError: ``io`` is y, but the network takes RGB.
@@ -73,6 +77,7 @@ class ExportGraph(nn.Module):
                 f"{model.spec.name} takes RGB: export it with --io rgb or uint8; y is for networks that upscale luma."
             )
         self.io, self.spec = io, model.spec
+        self.ranges = ranges(model.net)
         self.net = lower(collapse(model.net).requires_grad_(False), lowering)
         self.color = LumaAndChroma(model.spec.scale) if io != "y" and model.spec.color == "y" else None
 

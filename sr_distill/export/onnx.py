@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.quantised import Limits
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 
@@ -35,7 +37,7 @@ class Onnx(Format):
             if precision == "fp16":
                 _halve(plain, path)
             elif precision == "int8":
-                quantise(plain, [photo.numpy() for photo in photos], path)
+                quantise(plain, [photo.numpy() for photo in photos], graph.ranges, path)
 
     def _open(self, path: Path, threads: int) -> Runner:
         """See the base class."""
@@ -82,8 +84,10 @@ def _without_traces(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def quantise(source: Path, photos: Sequence[np.ndarray], path: Path) -> None:
-    """Convolutions in 8 bits, with a scale for each output channel; ranges of activations are those of the photos."""
+def quantise(
+    source: Path, photos: Sequence[np.ndarray], ranges: Mapping[str, tuple[Limits | None, Limits]], path: Path
+) -> None:
+    """Convolutions in 8 bits, with a scale for each output channel; ranges of maps are those given, else those of the photos."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -91,7 +95,7 @@ def quantise(source: Path, photos: Sequence[np.ndarray], path: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         prepared = str(Path(work) / "prepared.onnx")
         quant_pre_process(str(source), prepared, skip_symbolic_shape=True)
-        nodes = onnx.load(prepared).graph.node
+        graph = onnx.load(prepared).graph
         quantize_static(
             prepared,
             str(path),
@@ -100,8 +104,10 @@ def quantise(source: Path, photos: Sequence[np.ndarray], path: Path) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in nodes if not _is_of_the_body(node)],
+            nodes_to_exclude=[node.name for node in graph.node if not _is_of_the_body(node)],
+            extra_options={"TensorQuantOverrides": _given(graph, ranges)},
         )
+    _give_floats_to_floats(path)
 
 
 def _is_of_the_body(node: object) -> bool:
@@ -109,6 +115,42 @@ def _is_of_the_body(node: object) -> bool:
     if node.op_type == "Relu":
         return True
     return node.op_type == "Conv" and node.input[1].startswith("net.") and not node.input[1].startswith("net.anchor")
+
+
+def _given(graph: Any, ranges: Mapping[str, tuple[Limits | None, Limits]]) -> dict[str, list[dict[str, Any]]]:
+    """The ranges of convolutions as ONNX Runtime's quantiser takes them: by the names of what goes in and comes out."""
+    relus = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Relu"}
+    given = {}
+    for node in graph.node:
+        name = node.input[1].removeprefix("net.").removesuffix(".weight") if node.op_type == "Conv" else ""
+        if name in ranges:
+            into, out = ranges[name]
+            given[relus.get(node.output[0], node.output[0])] = out
+            if into is not None:
+                given[node.input[0]] = into
+    return {
+        tensor: [{"rmin": np.float32(least), "rmax": np.float32(largest)}] for tensor, (least, largest) in given.items()
+    }
+
+
+def _give_floats_to_floats(path: Path) -> None:
+    """Let convolutions that stay in float read floats: the quantiser gives a map that it has rounded to all who read it."""
+    import onnx
+
+    model = onnx.load(str(path))
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if (
+            node.op_type == "Conv"
+            and not _is_rounded(made_by.get(node.input[1]))
+            and _is_rounded(made_by.get(node.input[0]))
+        ):
+            node.input[0] = made_by[made_by[node.input[0]].input[0]].input[0]
+    onnx.save(model, str(path))
+
+
+def _is_rounded(maker: Any) -> bool:
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 class _Photos:

@@ -8,7 +8,7 @@ from .build import build_model
 from .deployed import Deployed
 from .files import describe, load_model, model_key, save_model, tells_itself
 from .plain import as_model
-from .quantised import quantised
+from .quantised import calibrate, quantised, ranges
 from .teacher import Teacher, self_ensembled
 
 __all__ = [
@@ -23,11 +23,13 @@ __all__ = [
     "as_model",
     "bicubic_model",
     "build_model",
+    "calibrate",
     "collapse",
     "describe",
     "load_model",
     "model_key",
     "quantised",
+    "ranges",
     "register_student",
     "register_teacher",
     "save_model",

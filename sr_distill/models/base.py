@@ -60,11 +60,19 @@ class SRModel(nn.Module):
         return renamed.train(self.training)
 
     def collapsed(self) -> SRModel:
-        """The same network in the form that is deployed; itself where it has no other, or was not built by this package."""
+        """The same network in the form that is deployed; itself where it has no other, or was not built by this package.
+
+        One that rounds as its int8 export does is in that form, and goes on rounding.
+        """
         architecture = self.spec.architecture
         plain = None if architecture is None else architecture.collapsed()
-        if plain == architecture and not self.is_quantised:
-            return self
+        return self if plain == architecture else self._as(plain)
+
+    def unrounded(self) -> SRModel:
+        """The same network in floats; itself where it is."""
+        return self._as(self.spec.architecture) if self.is_quantised else self
+
+    def _as(self, plain: Architecture) -> SRModel:
         with torch.device("meta"):  # draws nothing, which would come out of the run's random state
             net = plain.build(self.spec.scale)
         net.load_state_dict(collapse(self.net).state_dict(), assign=True)
@@ -79,13 +87,13 @@ class SRModel(nn.Module):
         Raises:
             ValueError: it is another kind of network.
         """
-        if other.spec == self.spec:
+        if other.spec == self.spec and not other.is_quantised:
             self.net.load_state_dict(other.net.state_dict())
             return []
         kinds = [dataclasses.replace(model.collapsed().spec, scale=0, size_multiple=1) for model in (self, other)]
         if kinds[0] != kinds[1] or kinds[0].architecture is None:
             raise ValueError(f"{other.spec.architecture} is another network")
-        return fill(self.net, other.collapsed().net.state_dict())
+        return fill(self.net, other.collapsed().unrounded().net.state_dict())
 
     @property
     def is_quantised(self) -> bool:

@@ -28,7 +28,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: SRModel) -> None:
         super().__init__()
-        fused = model if model.is_quantised else model.collapsed()
+        fused = model.collapsed()
         own = fused.spec.architecture is not None
         self.model = SRModel(_in_place(copy.deepcopy(fused.net)).eval() if own else fused.net, fused.spec)
         self.spec, self.autocast = model.spec, model.autocast

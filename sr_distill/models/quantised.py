@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from .base import ModelSpec, SRModel
 from .blocks import Collapsible, collapse
 
-_ACTIVATIONS = (nn.ReLU, nn.PReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+Limits = tuple[float, float]
+"""Least and largest value of a map, zero among them."""
+
 _LEVELS = 127
 """Of a weight to either side of zero: -128 is left out, so that zero is in the middle."""
 
@@ -33,6 +37,12 @@ class Range(nn.Module):
         self.register_buffer("step", torch.ones(1))
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
 
+    @property
+    def limits(self) -> Limits:
+        """The values of the first and of the last level."""
+        step, zero = float(self.step), int(self.zero)
+        return -zero * step, (255 - zero) * step
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
         follow = torch.tensor([int(self.training)], device=x.device)
@@ -43,24 +53,27 @@ class Range(nn.Module):
 
 
 class FakeQuantisedConv2d(Collapsible, nn.Conv2d):
-    """A convolution of rounded maps with rounded weights: ``y = q(W) * q(x) + b``; each output channel of ``W`` has its own step.
+    """A convolution of rounded maps with rounded weights: ``y = q(q(W) * q(x) + b)``; each output channel of ``W`` has its own step.
 
     Args:
         conv: whose weights it takes.
         momentum: of the ranges of its maps.
-        rounds_output: whether its output is rounded, too: where no activation follows, whose output the next convolution rounds.
+        rounds_input: whether its input is not rounded yet.
+        rectifies: whether a ReLU follows, which a runtime computes with the convolution: what comes out of that is rounded.
     """
 
     rounds = True
 
-    def __init__(self, conv: nn.Conv2d, momentum: float, rounds_output: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, momentum: float, rounds_input: bool, rectifies: bool) -> None:
         _init_like(self, conv)
-        self.input_range = Range(momentum)
-        self.output_range = Range(momentum) if rounds_output else nn.Identity()
+        self.input_range = Range(momentum) if rounds_input else nn.Identity()
+        self.output_range = Range(momentum)
+        self.rectifies = rectifies
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W)."""
-        return self.output_range(self._conv_forward(self.input_range(x), rounded(self.weight), self.bias))
+        out = self._conv_forward(self.input_range(x), rounded(self.weight), self.bias)
+        return self.output_range(out.relu() if self.rectifies else out)
 
     def collapse(self) -> nn.Module:
         """The plain convolution, which an exporter quantises."""
@@ -85,39 +98,69 @@ def rounded(weight: Tensor) -> Tensor:
 
 
 def quantised(model: SRModel, momentum: float) -> SRModel:
-    """The model in its deployed form, every convolution rounded as in its int8 export; it is saved as that form in floats.
+    """The model in its deployed form, rounded as its int8 export in ONNX: weights, and each map where it is made.
+
+    Maps are those that go into convolutions and those that come out of them; a sum, an anchor and colours are computed in floats.
 
     Raises:
         ValueError: it has no convolutions that stay as they are when it is saved.
     """
-    plain = model.collapsed()
+    plain = model.collapsed().unrounded()
     net = collapse(plain.net)
-    names = [name for name, module in net.named_modules() if type(module) is nn.Conv2d]
+    names = {module: name for name, module in net.named_modules() if type(module) is nn.Conv2d}
     if not names or plain.spec.architecture is None or net.state_dict().keys() != plain.net.state_dict().keys():
         raise ValueError(f"{model.spec.name} has no file of plain convolutions")
     rounding = SRModel(net, plain.spec).eval()
-    for name, rounds in [(name, not _is_followed_by_activation(rounding, name)) for name in names]:
-        net.set_submodule(name, FakeQuantisedConv2d(net.get_submodule(name), momentum, rounds))
+    for conv, settings in _settings(rounding, list(names)).items():
+        net.set_submodule(names[conv], FakeQuantisedConv2d(conv, momentum, *settings))
     return rounding.train(model.training)
 
 
 @torch.no_grad()
-def _is_followed_by_activation(model: SRModel, name: str) -> bool:
-    """Whether what a convolution puts out goes into an activation; seen in a pass over a small image."""
-    outputs: list[Tensor] = []
-    inputs: list[Tensor] = []
-    hooks = [model.net.get_submodule(name).register_forward_hook(lambda module, args, out: outputs.append(out))]
-    hooks += [
-        module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        for module in model.net.modules()
-        if isinstance(module, _ACTIVATIONS)
-    ]
+def calibrate(model: SRModel, images: Iterable[Tensor]) -> None:
+    """Set the ranges of a rounding model to the least and the largest values that its maps have over images (B, 3, H, W) in [0, 1]."""
+    found = [module for module in model.modules() if isinstance(module, Range)]
+    was_training, momenta = model.training, [module.momentum for module in found]
+    for module in found:
+        module.momentum = 1.0  # its range is that of the last image
+    limits = []
+    for image in images:
+        model.train()(image)
+        limits.append([torch.stack([module.least, module.largest]) for module in found])
+    for module, momentum, own in zip(found, momenta, zip(*limits)):
+        module(torch.cat(own))
+        module.momentum = momentum
+    model.train(was_training)
+
+
+def ranges(net: nn.Module) -> dict[str, tuple[Limits | None, Limits]]:
+    """Least and largest value of what goes into each convolution, None where another has rounded it, and of what comes out, after its ReLU."""
+    return {
+        name: (module.input_range.limits if isinstance(module.input_range, Range) else None, module.output_range.limits)
+        for name, module in net.named_modules()
+        if isinstance(module, FakeQuantisedConv2d)
+    }
+
+
+@torch.no_grad()
+def _settings(model: SRModel, convs: list[nn.Conv2d]) -> dict[nn.Conv2d, tuple[bool, bool]]:
+    """Whether each convolution gets a map that is not rounded yet, and whether a ReLU follows; seen in a pass over a small image."""
+    into: dict[nn.Module, Tensor] = {}
+    out_of: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        into[module], out_of[module] = args[0], out
+
+    relus = [module for module in model.net.modules() if isinstance(module, nn.ReLU)]
+    hooks = [module.register_forward_hook(note) for module in (*convs, *relus)]
     try:
         model(torch.zeros(1, 3, *[_side(model.spec)] * 2, device=next(model.net.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-    return any(given is out for given in inputs for out in outputs)
+    rectified = {conv: relu for conv in convs for relu in relus if into[relu] is out_of[conv]}
+    rounded_maps = [out_of[rectified.get(conv, conv)] for conv in convs]
+    return {conv: (not any(into[conv] is each for each in rounded_maps), conv in rectified) for conv in convs}
 
 
 def _side(spec: ModelSpec) -> int:

@@ -44,7 +44,7 @@ def declare(model: SRModel, radius: int | None) -> None:
 
 @torch.no_grad()
 def _measured(model: SRModel) -> int | None:
-    probe = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    probe = copy.deepcopy(model.unrounded()).to("cpu", torch.float32).eval()
     probe.autocast = None
     radius = 0
     try:

@@ -170,8 +170,9 @@ class TrainOptions(Options):
 class QuantizationOptions(Options):
     """Quantisation-aware training: a trained student goes on with the rounding to 8 bits that ``export.py --precision int8`` does.
 
-    Weights have a step for each output channel, maps a range of 256 levels that follows a moving average. Validation measures the
-    student with this rounding; its file holds floats, which the exporters of all runtimes quantise.
+    Weights have a step for each output channel, maps a range of 256 levels that follows a moving average, from the range that they have on
+    photographs. The student's file has the weights in floats and these ranges: it rounds wherever it is measured or used, exports to int8
+    have its ranges, and others its floats.
     """
 
     momentum: float = Field(

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from ..console import progress_bar
-from ..data import PairStore, open_pairs
+from ..data import PairStore, embedded, open_pairs
+from ..data.middles import shrunk_middle
 from ..errors import UserError
 from ..features import FeaturePair, TappedTeacher, choose_pairs
 from ..infer import WholeOutputs
 from ..losses import Loss
-from ..models import SRModel, Teacher, build_model, quantised
+from ..models import SRModel, Teacher, build_model, calibrate, quantised
 from ..options import LossOptions, RunOptions
 from ..options.schema import FeatureOptions, QuantizationOptions
 from ..zoo import open_model
@@ -155,10 +156,14 @@ def _sources(loss: Loss, student: str, students: list[str], teachers: list[str])
 
 
 def _rounding(quantization: QuantizationOptions, student: SRModel) -> SRModel:
+    """The student with the rounding, which begins with the ranges that it has on photographs, as exports do."""
     try:
-        return quantised(student, quantization.momentum)
+        rounding = quantised(student, quantization.momentum)
     except ValueError as error:
         raise UserError(f"quantization: {error}; it is for networks such as mobile_sr.") from None
+    photos = (shrunk_middle(path, student.spec.scale) for path in embedded.training_photos())
+    calibrate(rounding, (photo[None].float().div(255) for photo in photos))
+    return rounding
 
 
 def _start_from(options: RunOptions, student: SRModel) -> list[str]:

@@ -344,8 +344,7 @@ class Trainer:
     def _measure(self) -> dict[str, Measured] | None:
         scores = {}
         for name, average in self.averages.items():
-            student = average.module
-            judged = student if student.is_quantised else student.collapsed()  # as it will be in use
+            judged = average.module.collapsed()  # as it will be in use
             measured = self.validation.measure(judged, lambda: self._stop.asked)
             if measured is None:
                 return None
