@@ -21,7 +21,7 @@ from sr_distill.files import data_root, write_json
 from sr_distill.models import SRModel
 from sr_distill.zoo import licence_of, open_model
 
-MODELS = ("mobile_sr_tiny_x4", "mobile_sr_base_x4", "mobile_sr_tiny_x2", "mobile_sr_base_x2")
+MODELS = tuple(f"mobile_sr_{size}_x{scale}" for scale in (4, 2) for size in ("tiny", "base", "large"))
 RUNTIMES = ("onnx", "openvino", "ncnn", "executorch", "litert")
 TIMED_AT = {2: (360, 640), 3: (320, 320), 4: (256, 256)}
 """Height and width of the input by scale."""

@@ -179,22 +179,14 @@ SEARCH = {
     "teacher_only": ["losses=[{type: l1, against: teacher}]"],
 }
 
-_QUANTIZED = (
-    ("tiny", 4, "hit_srf"),
-    ("base", 4, "rlfn"),
-    ("large", 4, "rlfn"),
-    ("tiny", 2, "rlfn"),
-    ("base", 2, "rlfn"),
-    ("large", 2, "rlfn"),
-)
-"""Size, scale and teacher."""
+_QUANTIZED = tuple((size, scale) for scale in (4, 2) for size in ("tiny", "base", "large"))
 
 
 def _int8_variants() -> dict[str, list[str]]:
     """Whom a student of the zoo listens to while it learns with the rounding: HR alone, a teacher, itself before the rounding."""
     found = {}
-    for size, scale, teacher in _QUANTIZED:
-        own, model = f"mobile_sr_{size}_x{scale}", f"weights/{teacher}_x{scale}.pth"
+    for size, scale in _QUANTIZED:
+        own, model = f"mobile_sr_{size}_x{scale}", f"weights/rlfn_x{scale}.pth"
         kinds = {
             "none": _without_teacher(),
             "l1": [f"teacher={{model: {model}}}"],

@@ -26,7 +26,7 @@ from .options.architectures import ArchitectureOptions
 from .train import RunFolder
 from .training import train_run
 
-DEFAULT_MODEL = "mobile_sr_base_x4"
+DEFAULT_MODEL = "mobile_sr_large_x4"
 """What upscales where nobody says by what."""
 
 ImageLike = Any  # a path, a PIL image, a NumPy array or a tensor
