@@ -36,7 +36,6 @@ class Format(ABC):
         precisions, ios: what there is.
         dynamic: whether images of any size can go in.
         lowering: how operators are written for it.
-        install: how packages are installed, with a place for their names.
         runs_here: whether the runtime runs on this kind of machine, so that an export is proved by running it.
     """
 
@@ -48,9 +47,6 @@ class Format(ABC):
     ios: ClassVar[tuple[Io, ...]] = IOS
     dynamic: ClassVar[bool] = True
     lowering: ClassVar[Lowering] = Lowering()
-    install: ClassVar[str] = (
-        "pip install {} (or, for all formats, -r requirements-export.txt, the extra sr-distill[export])"
-    )
     runs_here: ClassVar[bool] = True
 
     def convert(
@@ -107,7 +103,10 @@ class Format(ABC):
         """
         missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
         if missing:
-            raise UserError(f"{self.runtime} needs {', '.join(missing)}: {self.install.format(' '.join(missing))}.")
+            raise UserError(
+                f"{self.runtime} needs {', '.join(missing)}: pip install {' '.join(missing)} "
+                "(or, for all formats, -r requirements-export.txt, the extra sr-distill[export])."
+            )
 
     def check_runs(self) -> None:
         """Raise where models of this format cannot be run.

@@ -32,9 +32,6 @@ class LiteRt(Format):
     dynamic = False
     # Its GPUs refuse the comparison that PReLU becomes; PixelShuffle stays within four dimensions.
     lowering = Lowering(prelu="relu")
-    install = (
-        "pip install -r requirements.txt {}, in an environment of its own: its converter goes with an older PyTorch"
-    )
 
     def _convert(
         self, graph: ExportGraph, signature: Signature, precision: Precision, photos: Sequence[Tensor], path: Path

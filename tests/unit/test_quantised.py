@@ -116,7 +116,7 @@ def test_every_weight_learns_through_the_rounding():
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino", "executorch"])
+@pytest.mark.parametrize("runtime", ["onnx", "openvino", "executorch", "litert"])
 def test_its_export_has_the_ranges_that_it_was_trained_with(runtime, tmp_path):
     """Narrow ranges, which no calibration would find, are in the file: its outputs are those of the rounding in training."""
     kind = FORMATS[runtime]
