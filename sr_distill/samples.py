@@ -15,11 +15,22 @@ def all_samples(x: Tensor) -> Tensor:
     A loss between samples of these is the same in every process, and the mean of its gradients over the processes, which is what
     they take, is the gradient that one process would have. Every process must have as many samples.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return x
-    if torch.distributed.get_world_size() == 1:
-        return x
-    return _AllSamples.apply(x.contiguous())
+    return _AllSamples.apply(x.contiguous()) if _are_several() else x
+
+
+@torch.no_grad()
+def extremes(x: Tensor) -> Tensor:
+    """Least and largest value (2,) of the samples of all processes, without gradient."""
+    least, largest = x.aminmax()
+    found = torch.stack([-least, largest])
+    if _are_several():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found * found.new_tensor([-1, 1])
+
+
+def _are_several() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class _AllSamples(torch.autograd.Function):

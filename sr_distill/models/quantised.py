@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..samples import extremes
 from .base import ModelSpec, SRModel
 from .blocks import Collapsible, collapse
 
@@ -45,10 +46,15 @@ class Range(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        follow = torch.tensor([int(self.training)], device=x.device)
-        always = torch.ones_like(follow)
+        if self.training:
+            self._round(extremes(x), follow=True)  # of all processes
+        return self._round(x, follow=False)
+
+    def _round(self, x: Tensor, follow: bool) -> Tensor:
+        follows = torch.tensor([int(follow)], device=x.device)
+        always = torch.ones_like(follows)
         return torch.fused_moving_avg_obs_fake_quant(
-            x, follow, always, self.least, self.largest, self.step, self.zero, self.momentum, 0, 255, -1
+            x, follows, always, self.least, self.largest, self.step, self.zero, self.momentum, 0, 255, -1
         )
 
 

@@ -60,7 +60,7 @@ def test_training_for_int8_resumes_with_its_ranges(work):
     assert run_training(options, "name=parts", "--resume") == 0
     assert_same(last_state(work, "whole"), last_state(work, "parts"))
     ranges = {k: v for k, v in last_state(work, "whole")["averages"]["student"].items() if "range.largest" in k}
-    assert len(ranges) == 5
+    assert len(ranges) == 6
     assert all(value.isfinite() for value in ranges.values())
     assert run_training(options, "name=other", "quantization.momentum=0.9") == 0
     with pytest.raises(AssertionError):
@@ -81,6 +81,26 @@ def test_two_processes_equal_one(work):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-4)
     totals = [_train_lines(work / f"out/p{n}")[0]["total"] for n in (1, 2)]
     assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+
+
+def test_two_processes_have_the_ranges_of_one(work):
+    """Of training for int8: a step of two processes looks at the samples of both."""
+    save_model(build_model(small("mobile_sr"), 2), work / "start.safetensors")
+    options = write_options(
+        work,
+        student=small("mobile_sr").model_dump(),
+        init_from=str(work / "start.safetensors"),
+        quantization={"momentum": 1.0},
+        optimizer={"type": "adam"},
+    )
+    for processes in (1, 2):
+        done = launch(options, processes, f"name=p{processes}", "train.total_steps=1", "train.checkpoint_every=1")
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (last_state(work, name)["students"]["student"] for name in ("p1", "p2"))
+    names = [name for name in one if name.endswith(("range.least", "range.largest"))]
+    assert len(names) == 12
+    for name in names:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-5)
 
 
 def _train_lines(folder):
