@@ -35,8 +35,8 @@ def _give(ranges: Mapping[str, tuple[Limits | None, Limits]], observed: torch.fx
             into, out = ranges[name]
             if into is not None:
                 _set(observed, node.args[0], into)
-            (user,) = node.users
-            _set(observed, next(iter(user.users)) if user.op == "call_function" else user, out)
+            relu = next((user for user in node.users if str(user.target).startswith("aten.relu")), node)
+            _set(observed, next(iter(relu.users)), out)
 
 
 def _name_of_convolution(node: torch.fx.Node) -> str:

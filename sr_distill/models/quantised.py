@@ -106,7 +106,8 @@ def rounded(weight: Tensor) -> Tensor:
 def quantised(model: SRModel, momentum: float) -> SRModel:
     """The model in its deployed form, rounded as its int8 export in ONNX: weights, and each map where it is made.
 
-    Maps are those that go into convolutions and those that come out of them; a sum, an anchor and colours are computed in floats.
+    Maps are those that go into convolutions and those that come out of them; a sum, an anchor and colours are computed in floats. (After
+    another activation than ReLU a long skip reads the map before it is rounded, in the file after: half a level.)
 
     Raises:
         ValueError: it has no convolutions that stay as they are when it is saved.
