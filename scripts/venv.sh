@@ -47,5 +47,9 @@ make_venv
 # basicsr first and alone: left to pip it would not be built on Python 3.13 and newer, and on others with a PyTorch fetched for that.
 PYTHONPATH="$ROOT/scripts/build_basicsr" install_once scripts/build_basicsr/requirements.txt \
     --no-deps --no-build-isolation -r "$ROOT/scripts/build_basicsr/requirements.txt"
-for requirements in "$@"; do install_once "$requirements" -r "$ROOT/$requirements"; done
+wanted=()
+for requirements in "$@"; do # each with those before it, so that pip finds versions that suit all
+    wanted+=(-r "$ROOT/$requirements")
+    install_once "$requirements" "${wanted[@]}"
+done
 install_once pyproject.toml --no-deps --no-build-isolation -e "$ROOT" # without the network; for the command .venv/bin/sr-distill
