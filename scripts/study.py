@@ -11,6 +11,7 @@ experiments/study/STUDY/.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -179,13 +180,11 @@ SEARCH = {
     "teacher_only": ["losses=[{type: l1, against: teacher}]"],
 }
 
-_QUANTIZED = tuple((size, scale) for scale in (4, 2) for size in ("tiny", "base", "large"))
-
 
 def _int8_variants() -> dict[str, list[str]]:
     """Whom a student of the zoo listens to while it learns with the rounding: HR alone, a teacher, itself before the rounding."""
     found = {}
-    for size, scale in _QUANTIZED:
+    for scale, size in itertools.product((4, 2), ("tiny", "base", "large")):
         own, model = f"mobile_sr_{size}_x{scale}", f"weights/rlfn_x{scale}.pth"
         kinds = {
             "none": _without_teacher(),

@@ -62,8 +62,7 @@ class ExportGraph(nn.Module):
         lowering: how operators are written for the runtime.
 
     Attributes:
-        ranges: by convolution of ``net``, the values that its maps have in 8 bits, where the model was trained with that rounding:
-            see :func:`sr_distill.models.ranges`.
+        ranges: of the maps of ``net`` in 8 bits, where the model was trained with that rounding.
 
     Raises:
         UserError: ``io`` is y, but the network takes RGB.

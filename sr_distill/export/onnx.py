@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.quantised import Limits
+from ..models.quantised import Ranges
 from .formats import Format, Precision, Runner, register_format
 from .graph import ExportGraph, Signature
 
@@ -84,9 +84,7 @@ def _without_traces(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def quantise(
-    source: Path, photos: Sequence[np.ndarray], ranges: Mapping[str, tuple[Limits | None, Limits]], path: Path
-) -> None:
+def quantise(source: Path, photos: Sequence[np.ndarray], ranges: Ranges, path: Path) -> None:
     """Convolutions in 8 bits, with a scale for each output channel; ranges of maps are those given, else those of the photos."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -117,7 +115,7 @@ def _is_of_the_body(node: object) -> bool:
     return node.op_type == "Conv" and node.input[1].startswith("net.") and not node.input[1].startswith("net.anchor")
 
 
-def _given(graph: Any, ranges: Mapping[str, tuple[Limits | None, Limits]]) -> dict[str, list[dict[str, Any]]]:
+def _given(graph: Any, ranges: Ranges) -> dict[str, list[dict[str, Any]]]:
     """The ranges of convolutions as ONNX Runtime's quantiser takes them: by the names of what goes in and comes out."""
     relus = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Relu"}
     given = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.quantised import Limits
+from ..models.quantised import Limits, Ranges
 from .graph import ExportGraph
 
 
@@ -27,7 +27,7 @@ def quantised_by(quantizer: Any, graph: ExportGraph, photos: Sequence[Tensor], *
     return convert_pt2e(observed, **convert)
 
 
-def _give(ranges: Mapping[str, tuple[Limits | None, Limits]], observed: torch.fx.GraphModule) -> None:
+def _give(ranges: Ranges, observed: torch.fx.GraphModule) -> None:
     """Put ranges in the place of what was observed of the maps that go into convolutions and come out of them."""
     for node in observed.graph.nodes:
         name = _name_of_convolution(node)

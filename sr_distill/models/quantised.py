@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from .blocks import Collapsible, collapse
 
 Limits = tuple[float, float]
 """Least and largest value of a map, zero among them."""
+
+Ranges = Mapping[str, tuple[Limits | None, Limits]]
+"""By the name of a convolution: of what goes in, None where another has rounded it, and of what comes out, after its ReLU."""
 
 _LEVELS = 127
 """Of a weight to either side of zero: -128 is left out, so that zero is in the middle."""
@@ -140,8 +143,8 @@ def calibrate(model: SRModel, images: Iterable[Tensor]) -> None:
     model.train(was_training)
 
 
-def ranges(net: nn.Module) -> dict[str, tuple[Limits | None, Limits]]:
-    """Least and largest value of what goes into each convolution, None where another has rounded it, and of what comes out, after its ReLU."""
+def ranges(net: nn.Module) -> Ranges:
+    """The ranges of a rounding network; none of another one."""
     return {
         name: (module.input_range.limits if isinstance(module.input_range, Range) else None, module.output_range.limits)
         for name, module in net.named_modules()
