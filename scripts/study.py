@@ -256,20 +256,20 @@ class Runs:
     def table(self, variants: Sequence[str]) -> None:
         """Print mean and standard deviation over the seeds, and the difference to the base with the same seed."""
         metrics, results = self.study.metrics, self.results
-        titles = (
-            [f"{name} PSNR-Y" for name in SETS] + ["difference on Set14"] + [f"Set14 {m.upper()}" for m in metrics[1:]]
-        )
+        titles = [f"{name} PSNR-Y" for name in SETS] + [f"difference on {name}" for name in SETS]
+        titles += [f"Set14 {m.upper()}" for m in metrics[1:]]
         print("| variant | seeds | " + " | ".join(titles) + " |")
         print("|---|---|" + "---|" * len(titles))
         for variant in variants:
             runs, base = results.get(variant), results.get(self._base_of(variant), {})
             if not runs:
                 continue
-            gains = [runs[s]["Set14"]["psnr"] - base[s]["Set14"]["psnr"] for s in runs if s in base]
-            is_base = variant == self._base_of(variant)
+            seeds = [] if variant == self._base_of(variant) else [seed for seed in runs if seed in base]
             cells = [f"`{variant}`", str(len(runs))]
             cells += [spread([scores[name]["psnr"] for scores in runs.values()], 2) for name in SETS]
-            cells += ["" if is_base or not gains else spread(gains, 3, sign=True)]
+            for name in SETS:
+                gains = [runs[seed][name]["psnr"] - base[seed][name]["psnr"] for seed in seeds]
+                cells.append(spread(gains, 3, sign=True) if gains else "")
             cells += [spread([scores["Set14"][m] for scores in runs.values()], METRICS[m][1]) for m in metrics[1:]]
             print("| " + " | ".join(cells) + " |")
 
