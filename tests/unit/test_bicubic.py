@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sr_distill.data.bicubic import downscale_to_uint8, imresize, mirrored
+from sr_distill.models.basicsr import import_basicsr
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -42,3 +43,34 @@ def test_keys_kernel_at_twice_the_size():
 def test_mirrored_repeats_the_border():
     index = torch.arange(-7, 9)
     assert mirrored(index, 3).tolist() == [0, 0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(48, 36), (31, 50), (12, 97)])
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 2, 3, 4])
+def test_imresize_equals_basicsr(size, scale):
+    image = torch.rand(3, *size)
+    expected = import_basicsr("utils.matlab_functions").imresize(image, scale)
+    got = imresize(image, scale)
+    assert got.shape == expected.shape
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)  # BasicSR works in float32; 1 level is 4e-3
+
+
+def test_imresize_of_a_batch_and_its_gradient():
+    image = torch.rand(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(imresize(image, 2)[1], imresize(image[1], 2))
+    assert torch.autograd.gradcheck(lambda x: imresize(x, 0.5), image)
+
+
+def test_imresize_keeps_a_constant_image_and_very_small_ones():
+    torch.testing.assert_close(imresize(torch.full((1, 9, 7), 0.3), 1 / 4), torch.full((1, 3, 2), 0.3))
+    assert imresize(torch.rand(1, 1, 1), 4).shape == (1, 4, 4)
+
+
+def test_downscale_rounds_and_clips():
+    hr = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    hr[:, :, 8:] = 255
+    lr = downscale_to_uint8(hr, 2)
+    assert lr.dtype == torch.uint8
+    assert lr.shape == (3, 8, 8)
+    assert lr.min() == 0  # the kernel overshoots on both sides of an edge
+    assert lr.max() == 255

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from sr_distill.data.crops import StepBatches, step_loader
+from sr_distill.contracts import Batch
+from sr_distill.data import imresize
+from sr_distill.data.crops import StepBatches, _dihedral, step_loader
 
 
 def _store(*photos, scale=2):
@@ -92,3 +95,76 @@ def test_images_that_are_kept_on_a_device_give_the_same_crops(scale):
             assert torch.equal(a, b)
             for crops in (a, b):
                 assert crops.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_are_aligned(store):
+    """The stored teacher is LR repeated 4x4, so in every crop it must be the LR crop repeated."""
+    batches = StepBatches(store, 8, 16, seed=3)
+    for step in range(4):
+        batch = batches[step]
+        assert batch.lr.shape == (16, 3, 8, 8)
+        assert batch.hr.shape == batch.teacher_sr["teacher"].shape == (16, 3, 32, 32)
+        repeated = batch.lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        torch.testing.assert_close(batch.teacher_sr["teacher"], repeated)
+        inside = (slice(None), slice(None), slice(3, 5), slice(3, 5))  # where the crop's border plays no part
+        made = imresize(batch.hr.double(), 1 / 4)
+        assert (made - batch.lr).abs()[inside].max() <= 1
+
+
+def test_crops_depend_on_seed_and_step_alone(store):
+    first, again, other = (StepBatches(store, 8, 4, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first[7].hr, again[7].hr)
+    assert not torch.equal(first[7].hr, first[8].hr)
+    assert not torch.equal(first[7].hr, other[7].hr)
+
+
+def test_processes_share_the_batch(store):
+    whole = StepBatches(store, 8, 4, seed=1)[5]
+    shares = [StepBatches(store, 8, 4, 1, rank, 2)[5] for rank in range(2)]
+    assert torch.equal(torch.cat([share.hr for share in shares]), whole.hr)
+
+
+def test_all_turns_and_flips_occur(store):
+    batches, seen = StepBatches(store, 8, 64, seed=1), set()
+    base = np.arange(12).reshape(2, 2, 3)
+    assert len({_dihedral(base, index).tobytes() for index in range(8)}) == 8
+    for step in range(4):
+        seen |= {crop.numpy().tobytes() for crop in batches[step].hr}
+    assert len(seen) > 200
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_steps_in_order(store, workers):
+    batches = StepBatches(store, 8, 4, seed=1)
+    loaded = list(step_loader(batches, 3, 8, workers))
+    assert len(loaded) == 5
+    for step, batch in zip(range(3, 8), loaded):
+        assert torch.equal(batch.lr, batches[step].lr)
+
+
+def test_workers_that_are_spawned_give_the_same_batches(store):
+    batches = StepBatches(store, 8, 4, seed=1)
+    loader = DataLoader(batches, sampler=range(2), batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    for step, batch in enumerate(loader):
+        assert torch.equal(batch.hr, batches[step].hr)
+        assert torch.equal(batch.teacher_sr["teacher"], batches[step].teacher_sr["teacher"])
+
+
+def test_pinned_batches(store, monkeypatch):
+    batch, pinned = StepBatches(store, 8, 4, seed=1)[0], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda image: pinned.append(image) or image.clone())
+    got = batch.pin_memory()
+    assert len(pinned) == 3
+    assert torch.equal(got.hr, batch.hr)
+    assert got.teacher_sr.keys() == {"teacher"}
+    assert step_loader(StepBatches(store, 8, 4, seed=1), 0, 1, 0, pin_memory=True).pin_memory
+    assert not step_loader(StepBatches(store, 8, 4, seed=1), 0, 1, 0).pin_memory
+
+
+def test_batch_to_float():
+    batch = Batch(torch.tensor([[[[255]]]], dtype=torch.uint8), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)).to(
+        torch.device("cpu")
+    )
+    assert batch.lr.item() == 1.0
+    assert batch.hr.dtype == torch.float32
+    assert batch.teacher_sr == {}
