@@ -29,7 +29,7 @@ from sr_distill.options import RunOptions, load_options
 from sr_distill.train import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = ROOT / "options/zoo/1_mobile_sr_tiny_x4.yml"
+OPTIONS = ROOT / "options/photos/study/mobile_sr_recipe_x4.yml"
 FOLDER = Path("experiments/quality")
 GOALS = {30.71: "FSRCNN, 12 K", 30.87: "ECBSR-M4C16, 17 K", 31.24: "ECBSR-M4C32, 52 K"}
 """PSNR-Y on Set5 at x4 of published networks."""
