@@ -120,7 +120,8 @@ def test_a_texture_goes_on_at_its_other_end():
 
 
 def test_families_of_the_zoo():
-    assert family("mobile_sr_tiny_x4") == {scale: f"mobile_sr_tiny_x{scale}" for scale in (2, 3, 4)}
+    for size in ("tiny", "base", "large"):
+        assert family(f"mobile_sr_{size}_x4") == {scale: f"mobile_sr_{size}_x{scale}" for scale in (2, 3, 4)}
     assert family("mobile_sr_tiny_x2_perceptual") == {
         2: "mobile_sr_tiny_x2_perceptual",
         4: "mobile_sr_tiny_x4_perceptual",
