@@ -171,15 +171,16 @@ def _matrix_product(rounds: int, side: int = 1024) -> float:
 
 
 def step(rounds: int, device: str, work: Path) -> None:
-    """Print the median time of a whole training step of each size on a device, as it is and compiled, pairs kept where it trains."""
+    """Print the median time of a whole training step of each size on a device, as it is, compiled and recorded, pairs kept where it trains."""
     batch, size, at_once = (64, 64, 100) if device == "cuda" else (4, 16, 2)
     print(
         f"x4, {batch} crops of {size}x{size}, half L1 to HR, half to stored outputs, SOAP, on {device}; median of {rounds} x {at_once} steps"
     )
-    for name, compiled, precision in itertools.product(
-        ("mobile_sr_tiny", "mobile_sr_base", "mobile_sr_large"), (False, True), ("fp32", "bf16")
-    ):
-        if compiled and device == "cpu":
+    recorded = {"cuda_graph": True}
+    ways = {"": {}, ", recorded": recorded, ", compiled and recorded": {"compile": True, **recorded}}
+    sizes = ("mobile_sr_tiny", "mobile_sr_base", "mobile_sr_large")
+    for name, (way, change), precision in itertools.product(sizes, ways.items(), ("fp32", "bf16")):
+        if change and device == "cpu":
             continue
         tree = {
             "name": "benchmark",
@@ -195,12 +196,12 @@ def step(rounds: int, device: str, work: Path) -> None:
                 "cache_dir": str(work / "cache"),
             },
             "losses": [{"type": "l1", "weight": 0.5}, {"type": "l1", "against": "teacher", "weight": 0.5}],
-            "train": {"total_steps": 10**6, "compile": compiled, "precision": precision},
+            "train": {"total_steps": 10**6, "precision": precision, **change},
         }
         options = validate(RunOptions, tree, "benchmark")
         seconds = in_turn({name: training_steps(options, work)}, rounds, at_once)[name]
-        label = f"{name}, {precision}{', compiled' if compiled else ''}"
-        print(f"{label:32}  {seconds * 1e3:8.3f} ms", flush=True)
+        label = f"{name}, {precision}{way}"
+        print(f"{label:42}  {seconds * 1e3:8.3f} ms", flush=True)
 
 
 def evaluate(rounds: int) -> None:

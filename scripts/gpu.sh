@@ -4,6 +4,7 @@
 #   2 the time of a training step
 #   3 the zoo's queue, for the rest of the time; it goes on from OUT/zoo.tar of an earlier call where that is named in RESUME
 # bash scripts/gpu.sh OUT [MINUTES]     into the folder OUT: 1_tests.txt, 2_steps.txt, 3_zoo.txt and zoo.tar (students, last checkpoints)
+# Where 2_steps.txt shows recorded steps, ZOO_OVERRIDES="train.cuda_graph=true train.precision=bf16" is for part 3.
 # Environment: PARTS ("1 2 3"); PYTHON; DEVICE (cuda; cpu for a rehearsal); RESUME, a zoo.tar; ZOO_OVERRIDES, options of every run (key.path=value ...);
 # ZOO_QUEUE, a folder of options files in the place of options/zoo.
 set -uo pipefail

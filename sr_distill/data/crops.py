@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,18 +37,10 @@ class StepBatches(Dataset[Batch]):
         batch_size: crops in a step, over all processes; a multiple of ``world_size``.
         seed: seed of the run.
         rank, world_size: which share of the batch is this process's.
-        device: keep all images on this device, and cut there; None: read them from the store for each crop.
     """
 
     def __init__(
-        self,
-        store: PairStore,
-        lr_size: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | None = None,
+        self, store: PairStore, lr_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._lr_size, self._batch_size, self._seed, self._scale = lr_size, batch_size, seed, store.scale
         share = batch_size // world_size
@@ -56,38 +48,81 @@ class StepBatches(Dataset[Batch]):
         self._shapes = np.array(store.lr_shapes)
         areas = self._shapes.prod(1).astype(np.float64)
         self._chances = areas / areas.sum()
-        kind = _StoredImages if device is None else functools.partial(_ResidentImages, device=device)
-        self._lr, self._hr = kind(store.lr), kind(store.hr)
-        self._teachers = {name: kind(images) for name, images in store.teachers.items()}
+        self._keep(store)
 
-    def __getitem__(self, step: int) -> Batch:
+    def _keep(self, store: PairStore) -> None:
+        """Remember the images of which crops are cut."""
+        self._lr, self._hr, self._teachers = store.lr, store.hr, store.teachers
+
+    def draw(self, step: int) -> Draw:
+        """The crops of a step, of this process."""
         generator = np.random.default_rng((self._seed, step))
         photos = generator.choice(len(self._chances), size=self._batch_size, p=self._chances)
         places = generator.random((self._batch_size, 2))
         turns = generator.integers(0, 8, size=self._batch_size)
         corners = (places * (self._shapes[photos] - self._lr_size + 1)).astype(int)
-        draw = Draw(photos[self._mine], corners[self._mine], turns[self._mine])
-        return Batch(
-            lr=self._lr.cut(draw, self._lr_size, 1),
-            hr=self._hr.cut(draw, self._lr_size, self._scale),
-            teacher_sr={name: images.cut(draw, self._lr_size, self._scale) for name, images in self._teachers.items()},
-        )
+        return Draw(photos[self._mine], corners[self._mine], turns[self._mine])
 
+    def __getitem__(self, step: int) -> Batch:
+        draw = self.draw(step)
+        stored = {name: self._cut(images, draw, self._scale) for name, images in self._teachers.items()}
+        return Batch(self._cut(self._lr, draw, 1), self._cut(self._hr, draw, self._scale), stored)
 
-class _StoredImages:
-    """Images (H, W, 3) where they lie; a crop reads its own rows only."""
-
-    def __init__(self, images: Sequence[np.ndarray]) -> None:
-        self._images = images
-
-    def cut(self, draw: Draw, lr_size: int, scale: int) -> Tensor:
-        """uint8 crops (B, 3, side, side), side lr_size x scale, in the memory layout channels_last, which is that of images."""
-        side = lr_size * scale
+    def _cut(self, images: Sequence[np.ndarray], draw: Draw, scale: int) -> Tensor:
+        """uint8 crops (B, 3, side, side), in the memory layout channels_last, which is that of images; each reads its own rows only."""
+        side = self._lr_size * scale
         crops = [
-            _dihedral(self._images[photo][top : top + side, left : left + side], int(turn))
+            _dihedral(images[photo][top : top + side, left : left + side], int(turn))
             for photo, (top, left), turn in zip(draw.photos, draw.corners * scale, draw.turns)
         ]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ResidentCrops:
+    """The crops of one step, to be cut where their images are kept.
+
+    Attributes:
+        places: where they lie (images, 5, B), an entry each for LR, HR and the teachers' outputs.
+        cut: makes the batch, uint8, of places on the device.
+    """
+
+    places: Tensor
+    cut: Callable[[Tensor], Batch]
+
+    def to(self, device: torch.device, channels_last: bool = False) -> Batch:
+        """As :meth:`Batch.to`."""
+        return self.cut(self.places.to(device, non_blocking=True)).to(device, channels_last)
+
+
+class ResidentBatches(StepBatches):
+    """The same crops of images that are all kept on a device, where they are cut, too: item ``step`` says where they lie.
+
+    Args:
+        store, lr_size, batch_size, seed, rank, world_size: as for :class:`StepBatches`.
+        device: where images are kept, 3 bytes a pixel.
+    """
+
+    def __init__(self, *args: Any, device: torch.device, **kwargs: Any) -> None:
+        self._device = device
+        super().__init__(*args, **kwargs)
+
+    def _keep(self, store: PairStore) -> None:
+        self._lr, self._hr = (_ResidentImages(images, self._device) for images in (store.lr, store.hr))
+        self._teachers = {name: _ResidentImages(images, self._device) for name, images in store.teachers.items()}
+
+    def __getitem__(self, step: int) -> ResidentCrops:
+        draw = self.draw(step)
+        places = [self._lr.find(draw, 1), *(images.find(draw, self._scale) for images in self._large)]
+        return ResidentCrops(torch.from_numpy(np.stack(places)), self._batch_of)
+
+    @property
+    def _large(self) -> list[_ResidentImages]:
+        return [self._hr, *self._teachers.values()]
+
+    def _batch_of(self, places: Tensor) -> Batch:
+        large = [i.cut(place, self._lr_size * self._scale) for i, place in zip(self._large, places[1:])]
+        return Batch(self._lr.cut(places[0], self._lr_size), large[0], dict(zip(self._teachers, large[1:])))
 
 
 class _ResidentImages:
@@ -102,12 +137,14 @@ class _ResidentImages:
             self._pixels[start : start + len(pixels)] = pixels.to(device)
         self._starts, self._widths = starts[:-1], np.array([image.shape[1] for image in whole])
 
-    def cut(self, draw: Draw, lr_size: int, scale: int) -> Tensor:
-        """As :meth:`_StoredImages.cut`."""
-        side, top_left = lr_size * scale, (draw.corners * scale).T
-        where = np.stack([self._starts[draw.photos], self._widths[draw.photos], *top_left, draw.turns])
+    def find(self, draw: Draw, scale: int) -> np.ndarray:
+        """Where crops lie (5, B): the first pixel of the photo, its width, top, left and turn."""
+        return np.stack([self._starts[draw.photos], self._widths[draw.photos], *(draw.corners * scale).T, draw.turns])
+
+    def cut(self, places: Tensor, side: int) -> Tensor:
+        """uint8 crops (B, 3, side, side) at places on the device, in channels_last."""
         device = self._pixels.device
-        start, width, top, left, turn = torch.from_numpy(where).to(device)[:, :, None, None]
+        start, width, top, left, turn = places[:, :, None, None]
         row, column = torch.arange(side, device=device)[:, None], torch.arange(side, device=device)[None]
         turned = (turn & 4) > 0
         row, column = torch.where(turned, column, row), torch.where(turned, row, column)

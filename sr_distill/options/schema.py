@@ -157,6 +157,11 @@ class TrainOptions(Options):
         "the other cores to another run (scripts/benchmark.py train --sweep).",
     )
     compile: bool = Field(False, description="torch.compile the student; pays off on a GPU in long runs.")
+    cuda_graph: bool = Field(
+        False,
+        description="Record steps, from the crops to the averaged weights, as CUDA graphs and replay them, so that small students keep a GPU "
+        "busy. Needs data.device cuda, optimizer soap or muon, losses on images, and one process.",
+    )
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, description="How many of the last checkpoints stay.")
@@ -301,6 +306,7 @@ class RunOptions(Options):
             raise ValueError(
                 "layers of a compiled student cannot be tapped: set train.compile to false, or leave out losses on features"
             )
+        self._check_recording()
         if self.quantization is not None and self.init_from is None:
             raise ValueError("quantization goes on from a trained student: name its file with init_from")
         if self.quantization is not None and self.train.precision != "fp32":
@@ -317,6 +323,21 @@ class RunOptions(Options):
         check_balances(self.losses)
         check_names(self.losses)
         return self
+
+    def _check_recording(self) -> None:
+        """What cannot be replayed: steps in which the program takes part."""
+        if not self.train.cuda_graph:
+            return
+        if self.data.device != "cuda":
+            raise ValueError(
+                f"train.cuda_graph replays steps on the GPU alone: data.device must be cuda, not {self.data.device}"
+            )
+        if self.optimizer.type not in ("soap", "muon"):
+            raise ValueError(f"train.cuda_graph records steps of soap and muon, not of {self.optimizer.type}")
+        if self.uses_features or self.quantization is not None:
+            raise ValueError(
+                "train.cuda_graph records what looks at images alone: set it to false, or leave out quantization and losses on features"
+            )
 
     @model_validator(mode="after")
     def _teachers_and_terms(self) -> RunOptions:

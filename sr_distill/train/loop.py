@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from ..console import progress_bar
 from ..contracts import Batch, Measured
-from ..data import PairStore, StepBatches, step_loader
+from ..data import PairStore, ResidentBatches, ResidentCrops, StepBatches, step_loader
 from ..errors import UserError
 from ..models import describe, save_model
-from .average import averaged
+from .average import Average
 from .balance import BATCHES, find_weights
 from .build import Run
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +26,7 @@ from .log import MetricsLog
 from .optimizer import make_optimizer
 from .progress import Interrupted, Progress, Validation
 from .recent import RecentTerms
+from .recorded import RecordedSteps
 from .run_folder import RunFolder, differences, refuse_changes
 from .schedule import decay_start, learning_rate_at
 from .shares import Ledger
@@ -63,24 +65,17 @@ class Trainer:
         self.accelerator, self.validation = accelerator, validation
         self._prepare_networks(store)
         optimizer = make_optimizer(self.options.optimizer, run.task)
-        self.averages = {name: averaged(student, self.options.train.ema) for name, student in run.students.items()}
+        self.averages = {name: Average(student, self.options.train.ema) for name, student in run.students.items()}
         self._helpers = run.task.helpers
         self.task, self.optimizer = accelerator.prepare(run.task, optimizer)
-        self.batches = StepBatches(
-            store,
-            self.options.data.lr_size,
-            self.options.data.batch_size,
-            self.options.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self._home_of_pairs(),
-        )
+        self.batches = self._open_batches(store)
         self.progress = Progress()
         self._ledger: Ledger | None = None
         self._recent = RecentTerms(run.task.labels, accelerator)
         self._last_good: Path | None = None
         self._stop = StopRequest()
         self._agreement = StopAgreement(accelerator, self._stop)
+        self._recorded = self._prepare_recordings()
 
     def _prepare_networks(self, store: PairStore) -> None:
         train, device = self.options.train, self.accelerator.device
@@ -96,16 +91,34 @@ class Trainer:
             if train.compile:
                 student.net.compile()
 
-    def _home_of_pairs(self) -> torch.device | None:
-        """The GPU on which all pairs are kept; None: they stay in the store."""
-        if self.options.data.device == "cpu":
-            return None
-        device = self.accelerator.device
-        if device.type != "cuda":
+    def _open_batches(self, store: PairStore) -> StepBatches:
+        data, accelerator = self.options.data, self.accelerator
+        given = (
+            store,
+            data.lr_size,
+            data.batch_size,
+            self.options.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        if data.device == "cpu":
+            return StepBatches(*given)
+        if accelerator.device.type != data.device:
             raise UserError(
-                f"data.device: cuda needs a run on a GPU, and this one is on {device}: set device, or data.device to cpu."
+                f"data.device: cuda needs a run on a GPU, and this one is on {accelerator.device}: set device, or data.device to cpu."
             )
-        return device
+        return ResidentBatches(*given, device=accelerator.device)
+
+    def _prepare_recordings(self) -> RecordedSteps | None:
+        """For ``train.cuda_graph``."""
+        if not self.options.train.cuda_graph:
+            return None
+        if self.accelerator.num_processes > 1:
+            raise UserError(
+                "train.cuda_graph is for a run in one process: set it to false, or start the run without a launcher."
+            )
+        averages = [(self.averages[name], student) for name, student in self.run.students.items()]
+        return RecordedSteps(self._gradients, self.optimizer.optimizer, averages, self.accelerator.device, tqdm.write)
 
     def resume(self, checkpoint: Path, allowed: Collection[str] = ()) -> list[str]:
         """Restore everything that :meth:`_save` saved; returns sentences to tell the user.
@@ -202,26 +215,36 @@ class Trainer:
         """What a network draws (DropPath, dropout) is a function of seed, step and process: there is nothing to save or restore."""
         torch.manual_seed(_mixed(self.options.seed, self.progress.step, self.accelerator.process_index))
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch | ResidentCrops) -> None:
         step, options, task = self.progress.step, self.options, self.run.task
         self._seed()
-        batch = batch.to(self.accelerator.device, options.train.channels_last)
         rate = learning_rate_at(step, options.optimizer.learning_rate, options.train.total_steps, options.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         weights = task.weights_at(step, options.train.total_steps)
-        given = task.given_by(self.run.teachers, batch, weights)
         ledger = self._ledger if self._ledger is not None and self._ledger.is_due(step) else None
-        total, terms = self.task(batch, given, weights, ledger)
+        values = None if self._recorded is None or ledger is not None else self._recorded.take(batch, weights)
+        if values is None:
+            values = self._gradients(batch, weights, ledger)
+            self.optimizer.step()
+            for name, student in self.run.students.items():
+                self.averages[name].update_parameters(student)
+        self.progress.step += 1
+        self._recent.add(values, weights)
+
+    def _gradients(
+        self, batch: Batch | ResidentCrops, weights: Sequence[float], ledger: Ledger | None = None
+    ) -> Tensor:
+        """Leave a step's gradients with the weights; what its terms are."""
+        options, task = self.options, self.run.task
+        images = batch.to(self.accelerator.device, options.train.channels_last)
+        given = task.given_by(self.run.teachers, images, weights)
+        total, terms = self.task(images, given, weights, ledger)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if options.optimizer.clip_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.task.parameters(), options.optimizer.clip_grad_norm)
-        self.optimizer.step()
-        for name, student in self.run.students.items():
-            self.averages[name].update_parameters(student)
-        self.progress.step += 1
-        self._recent.add(total, terms, weights)
+        return self._recent.row(total, terms)
 
     def _after_step(self, log: MetricsLog | None, bar: tqdm) -> None:
         step, train = self.progress.step, self.options.train

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,37 @@ def make_optimizer(options: OptimizerOptions, module: nn.Module) -> torch.optim.
     return SOAP(parameters, **common, precondition_every=options.precondition_every)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Weights of one shape that take a step together.
+
+    Attributes:
+        parameters: the weights.
+        is_matrix: whether each is one, (out, in h w).
+        step: which step of theirs it is, from 1 on.
+        group: their settings.
+    """
+
+    parameters: list[nn.Parameter]
+    is_matrix: bool
+    step: int
+    group: dict[str, Any]
+
+
 class MatrixOptimizer(torch.optim.Optimizer):
     """Takes a kernel (out, in, h, w) as a matrix (out, in h w); what is no matrix, or has a side of 1, is left to Adam.
 
     Everything is computed and remembered in the dtype of the weights. Weight decay is decoupled, as AdamW's.
 
+    A step has two halves, of which the second one can be recorded once and replayed: :meth:`plan` counts, :meth:`take` computes.
+
     Args:
         parameters: the weights.
         settings: of the group: ``lr``, ``betas``, ``weight_decay`` and those of the kind.
     """
+
+    only_looks: ClassVar[int] = 0
+    """How many of a matrix's first steps leave it as it is."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
         super().__init__(parameters, settings)
@@ -44,31 +67,65 @@ class MatrixOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._stacks = {}
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """Take one step with the gradients that are there; matrices of one shape take it together."""
-        for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
+        """Take one step with the gradients that are there; weights of one shape take it together."""
+        parts = self.plan()
+        self.take(parts, [self.numbers(part) for part in parts])
+
+    def plan(self) -> list[Part]:
+        """Count the step of each weight that has a gradient."""
+        alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
+        for index, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 state["step"] = state.get("step", 0) + 1
-                shape = tuple(parameter.flatten(1).shape) if parameter.ndim >= 2 else ()
-                if min(shape, default=1) > 1:
-                    alike[shape, parameter.dtype, parameter.device, state["step"]].append(parameter)
-                else:
-                    self._apply([parameter], _adam(parameter.grad, state, group["betas"])[None], group)
-            for parameters in alike.values():
-                gradients = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
-                stack = self._stack_of(parameters)
-                update = self.matrix_update(gradients, stack, self.state[parameters[0]]["step"], group)
-                for parameter, tensors in zip(parameters, stack.shares):
-                    self.state[parameter].update(tensors)
-                if update is not None:
-                    self._apply(parameters, update, group)
+                shape = parameter.shape
+                matrix = (shape[0], parameter.numel() // shape[0]) if len(shape) >= 2 else (1, 1)
+                is_matrix = min(matrix) > 1
+                shape = matrix if is_matrix else shape
+                alike[is_matrix, state["step"], index, shape, parameter.dtype, parameter.device].append(parameter)
+        return [Part(ones, *key[:2], self.param_groups[key[2]]) for key, ones in alike.items()]
 
-    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor | None:
+    def numbers(self, part: Part) -> tuple[float, float, float]:
+        """What else differs from step to step: the learning rate, and ``1 - b^n`` for Adam's moments, n of which are behind them."""
+        count = part.step - self.only_looks if part.is_matrix else part.step
+        return (part.group["lr"], *(1 - beta**count for beta in part.group["betas"]))
+
+    def kind(self, step: int) -> Hashable:
+        """What the ``step``-th step of a weight is; those of one kind differ in :meth:`numbers` alone."""
+        return None
+
+    @property
+    def coming(self) -> Hashable:
+        """The kinds of the next step, of all weights that had one."""
+        return frozenset(self.kind(state["step"] + 1) for state in self.state.values())
+
+    @torch.no_grad()
+    def take(self, parts: Sequence[Part], numbers: Sequence[Sequence[float | Tensor]]) -> None:
+        """Change the weights.
+
+        Args:
+            parts: from :meth:`plan`.
+            numbers: of each part, as they are or as scalars on the device.
+        """
+        for part, (rate, *corrections) in zip(parts, numbers, strict=True):
+            stack = self._stack_of(part.parameters)
+            gradients = [parameter.grad for parameter in part.parameters]
+            if part.is_matrix:
+                together = torch.stack([gradient.flatten(1) for gradient in gradients])
+                update = self.matrix_update(together, stack, part, corrections)
+            else:
+                update = _adam(torch.stack(gradients), stack, part.group["betas"], corrections)
+            for parameter, tensors in zip(part.parameters, stack.shares):
+                self.state[parameter].update(tensors)
+            if update is not None:
+                self._apply(part, update, rate)
+
+    def matrix_update(
+        self, gradient: Tensor, state: _Stack, part: Part, corrections: Sequence[float | Tensor]
+    ) -> Tensor | None:
         """The step's direction for N matrices of one shape (N, rows, columns), times the learning rate; None: no step."""
         raise NotImplementedError
 
@@ -80,11 +137,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return self._stacks[first]
 
     @staticmethod
-    def _apply(parameters: list[nn.Parameter], update: Tensor, group: dict[str, Any]) -> None:
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        updates = [one.view(parameter.shape) for one, parameter in zip(update, parameters)]
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+    def _apply(part: Part, update: Tensor, rate: float | Tensor) -> None:
+        if part.group["weight_decay"]:
+            torch._foreach_mul_(part.parameters, 1 - rate * part.group["weight_decay"])
+        updates = [one.view(parameter.shape) for one, parameter in zip(update * rate, part.parameters)]
+        torch._foreach_sub_(part.parameters, updates)
 
 
 class _Stack(dict[str, Tensor]):
@@ -127,6 +184,8 @@ class SOAP(MatrixOptimizer):
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025, algorithm 3, and its repository.
     """
 
+    only_looks = 1
+
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
@@ -139,28 +198,37 @@ class SOAP(MatrixOptimizer):
             parameters, lr=lr, betas=betas, weight_decay=weight_decay, precondition_every=precondition_every
         )
 
-    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor | None:
+    def kind(self, step: int) -> Hashable:
+        """The first one, one that turns the bases, or another."""
+        every = self.param_groups[0]["precondition_every"]
+        return "first" if step == 1 else "turning" if (step - 1) % every == 0 else "usual"
+
+    def matrix_update(
+        self, gradient: Tensor, state: _Stack, part: Part, corrections: Sequence[float | Tensor]
+    ) -> Tensor | None:
         """See the class."""
-        beta1, beta2 = group["betas"]
-        if step == 1:
+        beta1, beta2 = part.group["betas"]
+        kind = self.kind(part.step)
+        if kind == "first":
             for side, product in (("left", gradient @ gradient.mT), ("right", gradient.mT @ gradient)):
                 state[side], state[f"{side}_basis"] = (1 - beta2) * product, _eigenvectors(product)
             state["moment"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             return None
-        count = step - 1
         left, right = state["left_basis"], state["right_basis"]
         state["moment"].lerp_(gradient, 1 - beta1)
         state["square"].lerp_((left.mT @ gradient @ right).square(), 1 - beta2)
-        moment = left.mT @ state["moment"] @ right / (1 - beta1**count)
-        direction = moment / ((state["square"] / (1 - beta2**count)).sqrt() + _EPS)
+        moment = left.mT @ state["moment"] @ right / corrections[0]
+        direction = moment / ((state["square"] / corrections[1]).sqrt() + _EPS)
         update = left @ direction @ right.mT
         state["left"].lerp_(gradient @ gradient.mT, 1 - beta2)
         state["right"].lerp_(gradient.mT @ gradient, 1 - beta2)
-        if count % group["precondition_every"] == 0:
+        if kind == "turning":
             for dim, side in enumerate(("left", "right"), start=1):
-                state[f"{side}_basis"], order = _turned(state[f"{side}_basis"], state[side])
+                turned, order = _turned(state[f"{side}_basis"], state[side])
                 order = order.unsqueeze(3 - dim).expand_as(state["square"])
-                state["square"] = state["square"].gather(dim, order)
+                # In place: a recorded step finds them where they were.
+                state[f"{side}_basis"].copy_(turned)
+                state["square"].copy_(state["square"].gather(dim, order))
         return update
 
 
@@ -190,20 +258,22 @@ class Muon(MatrixOptimizer):
     ) -> None:
         super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay, momentum=momentum)
 
-    def matrix_update(self, gradient: Tensor, state: _Stack, step: int, group: dict[str, Any]) -> Tensor:
+    def matrix_update(
+        self, gradient: Tensor, state: _Stack, part: Part, corrections: Sequence[float | Tensor]
+    ) -> Tensor:
         """See the class."""
+        group = part.group
         momentum = state.setdefault("moment", torch.zeros_like(gradient))
         momentum.lerp_(gradient, 1 - group["momentum"])
         direction = _orthogonal(gradient.lerp(momentum, group["momentum"]))
         return direction * (0.2 * max(direction.shape[1:]) ** 0.5)
 
 
-def _adam(gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
+def _adam(gradient: Tensor, state: _Stack, betas: tuple[float, float], corrections: Sequence[float | Tensor]) -> Tensor:
     """Adam's direction (Kingma & Ba 2015, algorithm 1)."""
     moment = state.setdefault("moment", torch.zeros_like(gradient)).lerp_(gradient, 1 - betas[0])
     square = state.setdefault("square", torch.zeros_like(gradient)).lerp_(gradient.square(), 1 - betas[1])
-    corrected = (square / (1 - betas[1] ** state["step"])).sqrt() + _EPS
-    return moment / (1 - betas[0] ** state["step"]) / corrected
+    return moment / corrections[0] / ((square / corrections[1]).sqrt() + _EPS)
 
 
 def _eigenvectors(matrices: Tensor) -> Tensor:

@@ -43,11 +43,15 @@ class RecentTerms:
         """That much of the time was spent on something else."""
         self._since += seconds
 
-    def add(self, total: Tensor, terms: Mapping[str, Tensor], weights: Sequence[float]) -> None:
-        """Take in what a step gave; a term whose weight was 0 gave nothing."""
+    def row(self, total: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+        """What a step gave, for :meth:`add`; 0 for a term that it did not compute."""
         nothing = total.new_zeros(())
         values = [total.detach(), *(terms.get(label, nothing) for label in self._labels[1:])]
-        self._values.append(torch.stack([value.float() for value in values]))
+        return torch.stack([value.float() for value in values])
+
+    def add(self, row: Tensor, weights: Sequence[float]) -> None:
+        """Take in what a step gave; a term whose weight was 0 gave nothing."""
+        self._values.append(row)
         self._active.append([True, *(weight > 0 for weight in weights)])
 
     def means(self, step: int, last_good: Path | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 
 from sr_distill.cli import main
 from sr_distill.contracts import Batch
-from sr_distill.data import StepBatches
+from sr_distill.data import ResidentBatches, StepBatches
 from sr_distill.data.images import read_rgb
 from sr_distill.errors import UserError
 from sr_distill.evaluate import METRICS, evaluate_set, make_metric, open_set
@@ -126,9 +127,11 @@ def test_optimizers(device, kind):
 def test_crops_that_are_cut_on_the_device(device):
     generator = np.random.default_rng(0)
     photos = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((9, 7), (5, 12), (6, 6))]
-    stored, resident = (StepBatches(_store(*photos), 5, 40, seed=1, device=home) for home in (None, device))
+    stored, resident = (
+        kind(_store(*photos), 5, 40, seed=1) for kind in (StepBatches, partial(ResidentBatches, device=device))
+    )
     for step in range(5):
-        first, second = stored[step], resident[step]
+        first, second = stored[step], resident[step].cut(resident[step].places.to(device))
         assert second.hr.device.type == device.type
         assert torch.equal(first.lr, second.lr.cpu())
         assert torch.equal(first.hr, second.hr.cpu())
@@ -157,6 +160,29 @@ def test_a_run(device, work):  # noqa: F811
     (work / "out/cut/checkpoints/step_00000006.pt").unlink()
     assert run_training(options, *there, "--resume") == 0
     assert_same(last_state(work, "cut")["students"], last_state(work, "resident")["students"], exact=False)
+
+
+@pytest.mark.parametrize("kind", ["soap", "muon"])
+def test_recorded_steps(device, work, kind, capsys):  # noqa: F811
+    """As CUDA graphs, and the same of a student that is compiled; each ends where a run that is not recorded does, also when it goes on."""
+    if device.type == "cpu":
+        pytest.skip("CUDA graphs need CUDA; recording is tested on the CPU elsewhere")
+    options = write_options(work, validation=None)
+    shared = [
+        f"device={device}",
+        "data.device=cuda",
+        f"optimizer={{type: {kind}}}",
+        "train.total_steps=40",
+        "train.checkpoint_every=20",
+    ]
+    assert run_training(options, *shared, "name=plain") == 0
+    for name, change in (("recorded", []), ("compiled", ["train.compile=true"])):
+        assert run_training(options, *shared, f"name={name}", "train.cuda_graph=true", *change) == 0
+        assert "cannot be recorded" not in capsys.readouterr().err
+        assert _losses_of(work, name) == pytest.approx(_losses_of(work, "plain"), rel=2e-3)
+    (work / "out/recorded/checkpoints/step_00000040.pt").unlink()
+    assert run_training(options, *shared, "name=recorded", "train.cuda_graph=true", "--resume") == 0
+    assert _losses_of(work, "recorded")[:20] == pytest.approx(_losses_of(work, "plain"), rel=2e-3)
 
 
 @pytest.mark.parametrize("change", ["train.precision=bf16", "train.compile=true", "train.channels_last=false"])

@@ -56,6 +56,7 @@ CHANGES = {
     "optimizer.learning_rate": 1e-4,
     "schedule.warmup": 3,
     "train.total_steps": 5,
+    "train.cuda_graph": True,  # refused as well; test_recorded.py and tests/gpu have what it does
     "train.ema": 0.05,  # in the first steps the average follows faster than it says
     "train.precision": "bf16",
     "train.log_every": 1,

@@ -30,6 +30,7 @@ MINIMAL = {
     "losses": [{"type": "l1"}],
     "train": {"total_steps": 10},
 }
+RECORDED, ON_GPU = {"total_steps": 9, "cuda_graph": True}, {"train": [{"hr": "embedded"}], "device": "cuda"}
 
 
 def _write(tmp_path, tree, text=None):
@@ -140,6 +141,12 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ({"student": {"type": "hit_srf", "embed_dim": 50}}, "is not a multiple of twice every entry of num_heads"),
         ({"student": {"type": "hit_srf", "windows": [4, 8]}}, "windows has 2 entries; give one for every block"),
         ({"student": {"type": "hit_srf", "base_window": 5}}, "above base_window 5 must be multiples of it"),
+        ({"train": RECORDED}, "data.device must be cuda, not cpu"),
+        ({"train": RECORDED, "data": ON_GPU, "optimizer": {"type": "adam"}}, "steps of soap and muon, not of adam"),
+        (
+            {"train": RECORDED, "data": ON_GPU, "teacher": {"model": "edsr_x4"}, "losses": [{"type": "fitnet"}]},
+            "leave out",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, change, expected):

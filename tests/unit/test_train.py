@@ -19,7 +19,7 @@ from sr_distill.files import atomic_path, find, write_text
 from sr_distill.options import LossOptions, RunOptions, validate
 from sr_distill.options.optimisation import ScheduleOptions
 from sr_distill.train import clear_leftovers, locked, open_run
-from sr_distill.train.average import averaged
+from sr_distill.train.average import Average
 from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from sr_distill.train.log import MetricsLog
 from sr_distill.train.schedule import learning_rate_at, weight_at
@@ -100,7 +100,7 @@ def test_a_schedule_that_ends_before_it_begins_is_refused():
 
 def test_averages_follow_their_formula():
     module = nn.Conv2d(2, 3, 1)
-    average = averaged(module, 0.9)
+    average = Average(module, 0.9)
     expected = None
     for update in range(200):
         with torch.no_grad():
@@ -116,7 +116,7 @@ def test_averages_equal_torchs_after_the_warm_up():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     module = nn.Conv2d(2, 3, 1)
-    average, reference = averaged(module, 0.9), AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average, reference = Average(module, 0.9), AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for one in (average, reference):
         one.update_parameters(module)  # the first one copies
     average.n_averaged.fill_(10**6)  # past the warm-up
@@ -130,7 +130,7 @@ def test_averages_equal_torchs_after_the_warm_up():
 
 def test_an_average_is_frozen_copies_buffers_and_can_be_off():
     module = nn.BatchNorm2d(2)
-    average, off = averaged(module, 0.999), averaged(module, 0.0)
+    average, off = Average(module, 0.999), Average(module, 0.0)
     for value in (1.0, 3.0):
         module(torch.randn(4, 2, 3, 3))
         with torch.no_grad():
@@ -142,7 +142,7 @@ def test_an_average_is_frozen_copies_buffers_and_can_be_off():
     assert torch.equal(average.module.running_mean, module.running_mean)
     assert not average.module.training
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
-    again = averaged(module, 0.999)
+    again = Average(module, 0.999)
     again.load_state_dict(average.state_dict())
     assert again.n_averaged == 2
     assert torch.equal(again.module.weight, average.module.weight)
