@@ -100,7 +100,7 @@ def test_losses(device, term, color, random_backbones):
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if not name.startswith("lpips")])
-def test_metrics(device, name):
+def test_metrics(device, name, random_backbones):
     sr, hr = (torch.from_numpy(natural_image(200, 208, seed)).permute(2, 0, 1)[None] for seed in (0, 1))
     metric = make_metric(name, 4)
     on_device = metric.measure(ImagePair(sr.to(device), hr.to(device))).cpu()
