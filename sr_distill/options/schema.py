@@ -160,7 +160,7 @@ class TrainOptions(Options):
     cuda_graph: bool = Field(
         False,
         description="Record steps, from the crops to the averaged weights, as CUDA graphs and replay them, so that small students keep a GPU "
-        "busy. Needs data.device cuda, optimizer soap or muon, losses on images, and one process.",
+        "busy. Needs data.device cuda, optimizer soap or muon, losses on images with constant weights, and one process.",
     )
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
@@ -334,9 +334,14 @@ class RunOptions(Options):
             )
         if self.optimizer.type not in ("soap", "muon"):
             raise ValueError(f"train.cuda_graph records steps of soap and muon, not of {self.optimizer.type}")
-        if self.uses_features or self.quantization is not None:
+        if (
+            self.uses_features
+            or self.quantization is not None
+            or any(term.schedule is not None for term in self.losses)
+        ):
             raise ValueError(
-                "train.cuda_graph records what looks at images alone: set it to false, or leave out quantization and losses on features"
+                "train.cuda_graph records steps that are alike: set it to false, or leave out losses on features, schedules of losses "
+                "and quantization"
             )
 
     @model_validator(mode="after")

@@ -71,3 +71,19 @@ def test_replayed_steps_end_where_others_do(work, monkeypatch, overrides, replay
 def test_every_loss_on_images_can_be_recorded(work, monkeypatch, random_backbones, name):
     losses = [{"type": "l1", "against": "teacher"}, {"type": name, "weight": 0.1, "name": "other"}]
     _compare(load_options(write_options(work, losses=losses)), monkeypatch, 6, 4)
+
+
+def test_what_cannot_be_recorded_is_said_and_taken_one_by_one(work, monkeypatch, capsys):
+    options = load_options(write_options(work))
+    plain, _ = _walk(options, 30, False, monkeypatch)
+
+    def refuse(step):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(tape, "recording", refuse)
+    taken, replays = _walk(options, 30, True, monkeypatch)
+    assert_same(taken, plain, exact=False)
+    assert replays == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "cannot be recorded" in line]
+    assert len(said) == 2  # usual steps, and those that turn bases
+    assert "(operation not permitted when stream is capturing)" in said[0]
