@@ -93,21 +93,15 @@ class Trainer:
 
     def _open_batches(self, store: PairStore) -> StepBatches:
         data, accelerator = self.options.data, self.accelerator
-        given = (
-            store,
-            data.lr_size,
-            data.batch_size,
-            self.options.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        given = (store, data.lr_size, data.batch_size, self.options.seed)
         if data.device == "cpu":
-            return StepBatches(*given)
+            return StepBatches(*given, **share)
         if accelerator.device.type != data.device:
             raise UserError(
                 f"data.device: cuda needs a run on a GPU, and this one is on {accelerator.device}: set device, or data.device to cpu."
             )
-        return ResidentBatches(*given, device=accelerator.device)
+        return ResidentBatches(*given, **share, device=accelerator.device)
 
     def _prepare_recordings(self) -> RecordedSteps | None:
         """For ``train.cuda_graph``."""
