@@ -135,7 +135,7 @@ def table() -> None:
 
 
 def plot(path: Path) -> None:
-    """Draw PSNR against seconds: a line for each kind, the mean over seeds, of the longest runs."""
+    """Draw PSNR against seconds: a line for each kind, the mean over seeds, of the length that has most of them."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -143,7 +143,8 @@ def plot(path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     colors, styles = dict(zip(OPTIMIZERS, ("tab:gray", "tab:orange", "tab:blue"))), dict(zip(BODIES, (":", "--", "-")))
-    for (body, optimizer, _), runs in curves().items():
+    by_seeds = sorted(curves().items(), key=lambda item: len(item[1]))
+    for (body, optimizer), runs in {(body, optimizer): runs for (body, optimizer, _), runs in by_seeds}.items():
         points = zip(*(psnrs.items() for psnrs in runs))  # the seeds validate at the same steps
         means = [(same[0][0], statistics.mean(psnr for _, psnr in same)) for same in points]
         axes.plot(*zip(*means), color=colors[optimizer], linestyle=styles[body], label=f"{body}, {optimizer}")
@@ -158,7 +159,7 @@ def plot(path: Path) -> None:
         ylim=(29.0, None),
         xlim=(0, None),
     )
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part.svg")
     figure.savefig(temporary, metadata={"Date": None})
