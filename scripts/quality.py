@@ -144,7 +144,8 @@ def plot(path: Path) -> None:
     axes = figure.subplots()
     colors, styles = dict(zip(OPTIMIZERS, ("tab:gray", "tab:orange", "tab:blue"))), dict(zip(BODIES, (":", "--", "-")))
     by_seeds = sorted(curves().items(), key=lambda item: len(item[1]))
-    for (body, optimizer), runs in {(body, optimizer): runs for (body, optimizer, _), runs in by_seeds}.items():
+    most = {kind[:2]: runs for kind, runs in by_seeds}
+    for (body, optimizer), runs in most.items():
         points = zip(*(psnrs.items() for psnrs in runs))  # the seeds validate at the same steps
         means = [(same[0][0], statistics.mean(psnr for _, psnr in same)) for same in points]
         axes.plot(*zip(*means), color=colors[optimizer], linestyle=styles[body], label=f"{body}, {optimizer}")

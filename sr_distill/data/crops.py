@@ -48,10 +48,6 @@ class StepBatches(Dataset[Batch]):
         self._shapes = np.array(store.lr_shapes)
         areas = self._shapes.prod(1).astype(np.float64)
         self._chances = areas / areas.sum()
-        self._keep(store)
-
-    def _keep(self, store: PairStore) -> None:
-        """Remember the images of which crops are cut."""
         self._lr, self._hr, self._teachers = store.lr, store.hr, store.teachers
 
     def draw(self, step: int) -> Draw:
@@ -103,26 +99,21 @@ class ResidentBatches(StepBatches):
         device: where images are kept, 3 bytes a pixel.
     """
 
-    def __init__(self, *args: Any, device: torch.device, **kwargs: Any) -> None:
-        self._device = device
-        super().__init__(*args, **kwargs)
-
-    def _keep(self, store: PairStore) -> None:
-        self._lr, self._hr = (_ResidentImages(images, self._device) for images in (store.lr, store.hr))
-        self._teachers = {name: _ResidentImages(images, self._device) for name, images in store.teachers.items()}
+    def __init__(self, store: PairStore, *args: Any, device: torch.device, **kwargs: Any) -> None:
+        super().__init__(store, *args, **kwargs)
+        large = (store.hr, *store.teachers.values())
+        scaled = [(store.lr, 1), *((images, store.scale) for images in large)]
+        self._resident = [(_ResidentImages(images, device), scale) for images, scale in scaled]
 
     def __getitem__(self, step: int) -> ResidentCrops:
         draw = self.draw(step)
-        places = [self._lr.find(draw, 1), *(images.find(draw, self._scale) for images in self._large)]
+        places = [images.find(draw, scale) for images, scale in self._resident]
         return ResidentCrops(torch.from_numpy(np.stack(places)), self._batch_of)
 
-    @property
-    def _large(self) -> list[_ResidentImages]:
-        return [self._hr, *self._teachers.values()]
-
     def _batch_of(self, places: Tensor) -> Batch:
-        large = [i.cut(place, self._lr_size * self._scale) for i, place in zip(self._large, places[1:])]
-        return Batch(self._lr.cut(places[0], self._lr_size), large[0], dict(zip(self._teachers, large[1:])))
+        sides = [(images, self._lr_size * scale) for images, scale in self._resident]
+        lr, hr, *stored = (images.cut(place, side) for (images, side), place in zip(sides, places))
+        return Batch(lr, hr, dict(zip(self._teachers, stored)))
 
 
 class _ResidentImages:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 
-class Average(AveragedModel):
+class Average(nn.Module):
     """Exponential moving average of a model's weights: ``average = d average + (1 - d) weight`` after each step.
 
     d rises as ``(1 + n) / (10 + n)`` over the updates n to ``decay``, so that short runs are not held back by their random start;
@@ -20,9 +21,10 @@ class Average(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model)
+        super().__init__()
         self._decay = decay
-        self.module.eval().requires_grad_(False)
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.register_buffer("n_averaged", torch.tensor(0))
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights as they are now."""

@@ -217,7 +217,9 @@ class Trainer:
             group["lr"] = rate
         weights = task.weights_at(step, options.train.total_steps)
         ledger = self._ledger if self._ledger is not None and self._ledger.is_due(step) else None
-        values = None if self._recorded is None or ledger is not None else self._recorded.take(batch, weights)
+        values = None
+        if self._recorded is not None and ledger is None:
+            values = self._recorded.take(batch, weights)
         if values is None:
             values = self._gradients(batch, weights, ledger)
             self.optimizer.step()

@@ -82,9 +82,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 state = self.state[parameter]
                 state["step"] = state.get("step", 0) + 1
                 shape = parameter.shape
-                matrix = (shape[0], parameter.numel() // shape[0]) if len(shape) >= 2 else (1, 1)
-                is_matrix = min(matrix) > 1
-                shape = matrix if is_matrix else shape
+                sides = (shape[0], parameter.numel() // shape[0]) if len(shape) >= 2 else (1, 1)
+                is_matrix = min(sides) > 1
+                shape = sides if is_matrix else shape
                 alike[is_matrix, state["step"], index, shape, parameter.dtype, parameter.device].append(parameter)
         return [Part(ones, *key[:2], self.param_groups[key[2]]) for key, ones in alike.items()]
 
@@ -93,22 +93,23 @@ class MatrixOptimizer(torch.optim.Optimizer):
         count = part.step - self.only_looks if part.is_matrix else part.step
         return (part.group["lr"], *(1 - beta**count for beta in part.group["betas"]))
 
-    def kind(self, step: int) -> Hashable:
+    def kind(self, step: int, group: dict[str, Any]) -> Hashable:
         """What the ``step``-th step of a weight is; those of one kind differ in :meth:`numbers` alone."""
         return None
 
     @property
     def coming(self) -> Hashable:
         """The kinds of the next step, of all weights that had one."""
-        return frozenset(self.kind(state["step"] + 1) for state in self.state.values())
+        weights = ((weight, group) for group in self.param_groups for weight in group["params"] if weight in self.state)
+        return frozenset(self.kind(self.state[weight]["step"] + 1, group) for weight, group in weights)
 
     @torch.no_grad()
-    def take(self, parts: Sequence[Part], numbers: Sequence[Sequence[float | Tensor]]) -> None:
+    def take(self, parts: Sequence[Part], numbers: Iterable[Iterable[float | Tensor]]) -> None:
         """Change the weights.
 
         Args:
             parts: from :meth:`plan`.
-            numbers: of each part, as they are or as scalars on the device.
+            numbers: of each part, as they are or a row of a tensor on the device.
         """
         for part, (rate, *corrections) in zip(parts, numbers, strict=True):
             stack = self._stack_of(part.parameters)
@@ -198,17 +199,16 @@ class SOAP(MatrixOptimizer):
             parameters, lr=lr, betas=betas, weight_decay=weight_decay, precondition_every=precondition_every
         )
 
-    def kind(self, step: int) -> Hashable:
+    def kind(self, step: int, group: dict[str, Any]) -> Hashable:
         """The first one, one that turns the bases, or another."""
-        every = self.param_groups[0]["precondition_every"]
-        return "first" if step == 1 else "turning" if (step - 1) % every == 0 else "usual"
+        return "first" if step == 1 else "turning" if (step - 1) % group["precondition_every"] == 0 else "usual"
 
     def matrix_update(
         self, gradient: Tensor, state: _Stack, part: Part, corrections: Sequence[float | Tensor]
     ) -> Tensor | None:
         """See the class."""
         beta1, beta2 = part.group["betas"]
-        kind = self.kind(part.step)
+        kind = self.kind(part.step, part.group)
         if kind == "first":
             for side, product in (("left", gradient @ gradient.mT), ("right", gradient.mT @ gradient)):
                 state[side], state[f"{side}_basis"] = (1 - beta2) * product, _eigenvectors(product)

@@ -70,10 +70,11 @@ class RecordedSteps:
 
     def _record(self, crops: ResidentCrops, weights: Sequence[float], parts: Sequence[Part]) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            values, numbers = self._gradients(crops, weights), iter(self._numbers.unbind())
-            self._optimizer.take(parts, [[next(numbers) for _ in self._optimizer.numbers(part)] for part in parts])
-            for average, student in self._averages:
-                average.blend(student, next(numbers))
+            values = self._gradients(crops, weights)
+            of_parts, shares = self._numbers.split([len(self._numbers) - len(self._averages), len(self._averages)])
+            self._optimizer.take(parts, of_parts.view(len(parts), -1))
+            for (average, student), share in zip(self._averages, shares):
+                average.blend(student, share)
             return values
 
         try:

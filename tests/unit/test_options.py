@@ -147,6 +147,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
             {"train": RECORDED, "data": ON_GPU, "teacher": {"model": "edsr_x4"}, "losses": [{"type": "fitnet"}]},
             "leave out",
         ),
+        ({"train": RECORDED, "data": ON_GPU, "losses": [{"type": "l1", "schedule": {"warmup": 3}}]}, "leave out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, change, expected):
