@@ -95,7 +95,7 @@ def _train_in(
         best = progress.best.get(name)
         said_best = "" if best is None else f", best in validation: {best:.3f} at step {progress.best_step[name]}"
         say(f"The {name.replace('_', ' ')}: {folder.trained(name)}{said_best}")
-    for warning in (warning for found in trainer.warnings.values() for warning in found):
+    for warning in (warning for found in trainer.validator.warnings.values() for warning in found):
         say(f"warning: {warning}")
     return 0
 

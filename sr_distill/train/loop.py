@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from .run_folder import RunFolder, differences, refuse_changes
 from .schedule import decay_start, learning_rate_at
 from .shares import Ledger
 from .stop import StopAgreement, StopRequest
+from .validator import Validator
 
 
 class Trainer:
@@ -58,11 +58,10 @@ class Trainer:
             "data.train": store.key,
             **{f"{name}.model": teacher.teacher.key for name, teacher in run.teachers.items()},
         }
-        self.beside = dict(beside or {})
-        self.warnings: dict[str, list[str]] = {}
-        self._warned: set[str] = set()
-        self.options, self.run, self.folder = run.options, run, folder
-        self.accelerator, self.validation = accelerator, validation
+        self.options, self.run, self.folder, self.accelerator = run.options, run, folder, accelerator
+        total_steps = self.options.train.total_steps
+        every = self.options.validation.every if self.options.validation else total_steps
+        self.validator = Validator(validation, beside or {}, every, total_steps)
         self._prepare_networks(store)
         optimizer = make_optimizer(self.options.optimizer, run.task)
         self.averages = {name: Average(student, self.options.train.ema) for name, student in run.students.items()}
@@ -135,18 +134,12 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{checkpoint} does not fit this run ({' '.join(str(error).split())[:200]}).") from error
         self._last_good = checkpoint
-        if self.validation is None or self.progress.judged_by in ("", self.validation.judged_by):
-            return said
-        self.progress.best, self.progress.best_step = {}, {}
-        return [
-            *said,
-            f"the best student so far was chosen by {self.progress.judged_by}: now {self.validation.judged_by} decides anew.",
-        ]
+        return [*said, *self.validator.take_over(self.progress)]
 
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to train or to measure."""
-        return self.progress.step >= self.options.train.total_steps and not self._validation_is_due()
+        return self.progress.step >= self.options.train.total_steps and not self.validator.is_due(self.progress)
 
     def train(self) -> Progress:
         """Train to ``total_steps``; return where it ended and which step was best.
@@ -168,10 +161,11 @@ class Trainer:
             self._ledger = Ledger(self.options.train.shares_every, self.progress.step)
         if self.progress.step == 0:
             self._save_students(self.folder.initial)
-        self._write_beside(log)
+        if log is not None and self.progress.step == 0:
+            self.validator.write_beside(log, self.folder)
         try:
             with self._stop.listening():
-                if self._validation_is_due():  # the run was stopped before it was done
+                if self.validator.is_due(self.progress):  # the run was stopped before it was done
                     self._validate(log, bar)
                 self._recent.restart_clock()
                 for batch in loader:
@@ -249,7 +243,7 @@ class Trainer:
         stop = self._agreement.reached(step, other_steps_follow=self._active(step) != self._active(step - 1))
         turns = step == decay_start(train.total_steps, self.options.schedule)
         save_now = last or stop or turns or step % train.checkpoint_every == 0
-        validate_now = self._validation_is_due() and (last or not stop)
+        validate_now = self.validator.is_due(self.progress) and (last or not stop)
         if step % train.log_every == 0 or validate_now or save_now:
             self._flush(log, bar)
         if validate_now:
@@ -294,64 +288,22 @@ class Trainer:
                 {**means, **scheduled, **{f"share_{label}": share for label, share in shares.items()}, **more},
             )
 
-    def _validation_is_due(self) -> bool:
-        step, validation = self.progress.step, self.options.validation
-        if validation is None or self.validation is None or step in (0, self.progress.validated):
-            return False
-        return step == self.options.train.total_steps or step % validation.every == 0
-
     def _validate(self, log: MetricsLog | None, bar: tqdm) -> bool:
         """Measure the averaged weights of each student; keep them if they are its best so far. False: somebody asked to stop."""
-        started = time.perf_counter()
-        scores = self._measure() if self.accelerator.is_main_process else {}
+        started, scores = time.perf_counter(), {}
+        if self.accelerator.is_main_process:
+            judged = {name: average.module.collapsed() for name, average in self.averages.items()}  # as in use
+            scores = self.validator.measure(judged, lambda: self._stop.asked)
         self._recent.leave_out(time.perf_counter() - started)
         if self._agreement.of_all(float(scores is None))[0]:
             return False
-        self.progress.validated, self.progress.judged_by, logged = self.progress.step, self.validation.judged_by, {}
-        for name, measured in (scores or {}).items():
-            progress, prefix = self.progress, "" if name == "student" else f"{name}_"
-            logged |= {f"{prefix}{metric}": value for metric, value in measured.values.items()}
-            if self.validation.is_better(measured.score, progress.best.get(name, math.nan)):
-                progress.best[name], progress.best_step[name] = measured.score, progress.step
-                self._save_student(name, self.folder.trained(name), measured.values)
-            log.images(progress.step, self.folder.samples(progress.step), f"validation/{prefix}", measured.samples)
-            self._warn(bar, name, measured)
+        for name in self.validator.judge(self.progress, scores):
+            self._save_student(name, self.folder.trained(name), scores[name].values)
         if log is not None:
-            bar.write(f"step {self.progress.step}: " + ", ".join(self._beside_each(logged)))
-            log.write(self.progress.step, "validation", logged)
+            self.validator.write(log, self.folder, self.progress.step, scores)
+            for line in self.validator.lines(self.progress.step, scores):
+                bar.write(line)
         return True
-
-    def _beside_each(self, values: Mapping[str, float]) -> Iterator[str]:
-        """Each value with what bicubic and the teachers have."""
-        for key, value in values.items():
-            others = {name: measured.values[key] for name, measured in self.beside.items() if key in measured.values}
-            shown = ", ".join(f"{name} {other:.4f}" for name, other in others.items())
-            yield f"{key} {value:.4f}" + (f" ({shown})" if shown else "")
-
-    def _write_beside(self, log: MetricsLog | None) -> None:
-        """Write down, once, what bicubic and the teachers have."""
-        if log is None or self.progress.step > 0:
-            return
-        for name, measured in self.beside.items():
-            log.write(0, name, dict(measured.values))
-            log.images(0, self.folder.samples_of(name), f"{name}/", measured.samples)
-
-    def _warn(self, bar: tqdm, name: str, measured: Measured) -> None:
-        """Say, once, that a student is dead; what the last validation shows stays in ``warnings``."""
-        self.warnings[name], bicubic = [], self.beside.get("bicubic")
-        if measured.dead:
-            self.warnings[name].append(
-                f"the {name} is dead in part: {', '.join(measured.dead)} gave nothing but 0 for every image; a lower "
-                "optimizer.learning_rate, a longer schedule.warmup or optimizer.clip_grad_norm may help."
-            )
-        if bicubic is not None and not self.validation.is_better(measured.score, bicubic.score):
-            self.warnings[name].append(
-                f"the {name} is no better than bicubic upscaling: {measured.score:.4f} against {bicubic.score:.4f} "
-                f"({self.validation.judged_by})."
-            )
-        if measured.dead and name not in self._warned:
-            bar.write(f"warning: step {self.progress.step}: {self.warnings[name][0]}")
-            self._warned.add(name)
 
     def _show_table(self, bar: tqdm) -> None:
         """After the first few steps, show what each term contributes."""
@@ -359,16 +311,6 @@ class Trainer:
             return
         if self._ledger.has_table(self.progress.step, self.options.train.total_steps):
             bar.write("\n".join(self._ledger.table(list(self.run.task.terms))))
-
-    def _measure(self) -> dict[str, Measured] | None:
-        scores = {}
-        for name, average in self.averages.items():
-            judged = average.module.collapsed()  # as it will be in use
-            measured = self.validation.measure(judged, lambda: self._stop.asked)
-            if measured is None:
-                return None
-            scores[name] = measured
-        return scores
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
