@@ -2,6 +2,7 @@
 
 study.py STUDY run      train and measure what is not measured yet (several processes may share the work: --part 0/2, --part 1/2)
 study.py STUDY table    print the results so far as Markdown
+study.py STUDY way      print the differences on Set5 at each validation: whether a gain stays, or was faster convergence alone
 study.py STUDY weigh    for terms that are added: the weight at which the gradient of the term, on the student's weights, has about 0.3 of
                         the norm of L1's after 100 steps
 
@@ -23,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from quality import curve
 
 from sr_distill.cli.common import run_command
 from sr_distill.cli.train import main as train
@@ -34,7 +36,7 @@ from sr_distill.files import data_root, write_json
 from sr_distill.models import SRModel, load_model
 from sr_distill.options import LossOptions, RunOptions, load_options
 from sr_distill.options.losses import BalanceOptions
-from sr_distill.train import build_run, find_weights
+from sr_distill.train import RunFolder, build_run, find_weights
 from sr_distill.train.balance import BATCHES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,12 +120,11 @@ LOSSES = {
 
 
 def _teacher_variants() -> dict[str, list[str]]:
-    """Kinds of help, for two sizes and two lengths."""
+    """Kinds of help, for two sizes and two lengths; on features by their share of the gradient: weights differ 30-fold with the size."""
     half, found = "{type: l1, against: teacher, weight: 0.5}", {}
     added = {
-        "spatial_affinity": _AFFINITY + "}",
-        "attention_transfer": _ATTENTION + "}",
-        "pkt": "{type: pkt, on: features, weight: 3}",
+        name: f"{{type: {name}, on: features, balance: {{against: l1, ratio: {SHARE}}}}}"
+        for name in ("spatial_affinity", "attention_transfer", "pkt")
     }
     for size, steps in (("tiny", 10_000), ("base", 10_000), ("tiny", 50_000), ("base", 50_000)):
         kinds = {
@@ -133,6 +134,7 @@ def _teacher_variants() -> dict[str, list[str]]:
             **{f"l1_and_{name}": _against_hr(half, term, share=0.5) for name, term in added.items()},
         }
         shape = [f"student={{type: mobile_sr_{size}, color: y}}", f"train.total_steps={steps}"]
+        shape += [f"validation={{sets: [Set5], every: {steps // 10}, metrics: [psnr_y]}}"]
         found |= {f"{size}_{steps // 1000}k_{kind}": [*shape, *overrides] for kind, overrides in kinds.items()}
     return found
 
@@ -241,7 +243,12 @@ class Runs:
             if train(["-opt", str(self.study.options), *overrides, *resume]):
                 raise SystemExit(1)
             seconds = time.perf_counter() - started
-            scores = {"seconds": round(seconds, 1), **self.measure(load_model(folder / "student.safetensors"))}
+            ended = RunFolder(
+                folder
+            )  # the last student, not the one that did best on a set that it is then measured on
+            scores = {"seconds": round(seconds, 1), **self.measure(load_model(ended.last()))}
+            if options.validation is not None:
+                scores["on_the_way"] = {step: round(psnr, 5) for step, psnr in curve(ended).items()}
             results = self.results  # read again: another process may have added its own
             results.setdefault(variant, {})[str(seed)] = scores
             write_json(self.path, results)
@@ -272,6 +279,23 @@ class Runs:
                 cells.append(spread(gains, 3, sign=True) if gains else "")
             cells += [spread([scores["Set14"][m] for scores in runs.values()], METRICS[m][1]) for m in metrics[1:]]
             print("| " + " | ".join(cells) + " |")
+
+    def way(self, variants: Sequence[str]) -> None:
+        """Print the difference to the base with the same seed on Set5, mean and standard deviation over the seeds, step by step."""
+        results = self.results
+        for variant in variants:
+            runs, base = results.get(variant, {}), results.get(self._base_of(variant), {})
+            seeds = [seed for seed in runs if seed in base] if variant != self._base_of(variant) else []
+            ways = [(runs[seed].get("on_the_way", {}), base[seed].get("on_the_way", {})) for seed in seeds]
+            steps = [step for step in (ways[0][0] if ways else {}) if all(step in each for way in ways for each in way)]
+            if not steps:
+                continue
+            print(
+                f"| `{variant}`, {len(seeds)} seeds, after steps | " + " | ".join(f"{int(s):,}" for s in steps) + " |"
+            )
+            print("|---|" + "---|" * len(steps))
+            gains = (spread([of[step] - to[step] for of, to in ways], 3, sign=True) for step in steps)
+            print("| difference on Set5 | " + " | ".join(gains) + " |\n")
 
     def _base_of(self, variant: str) -> str:
         """What a variant is compared with: where students differ, the one of the same size and length or scale."""
@@ -316,10 +340,10 @@ def _weight(options: RunOptions) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``study.py STUDY run | table | weigh [--variants V ...] [--seeds S ...] [--part I/N]``."""
+    """``study.py STUDY run | table | way | weigh [--variants V ...] [--seeds S ...] [--part I/N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("what", choices=["run", "table", "weigh"])
+    parser.add_argument("what", choices=["run", "table", "way", "weigh"])
     parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
     parser.add_argument("--part", default="0/1", metavar="I/N")
@@ -334,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs.run(variants, args.seeds, (int(index), int(count)))
     elif args.what == "table":
         runs.table(variants)
+    elif args.what == "way":
+        runs.way(variants)
     else:
         runs.weigh(variants)
     return 0

@@ -52,6 +52,15 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 2**28)
 
 
+def is_slow_in_bf16(device: torch.device) -> bool:
+    """Whether a device only imitates bfloat16, many times slower than it computes in float32, as CPUs without AVX-512 do."""
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left; on the CPU and on MPS, PyTorch's is a plain RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -13,7 +13,7 @@ from .losses import Loss
 from .models import SRModel, Teacher, as_model
 from .options import LossOptions, validate
 from .options.losses import TermOptions, check_balances, check_names, check_weights, teachers_used
-from .options.schema import FeatureOptions
+from .options.sections import FeatureOptions
 from .train import build_task, find_weights, tap_teachers
 
 Pairs = str | Sequence[tuple[str, str]]

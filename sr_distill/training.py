@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 
 from .contracts import Measured
 from .data import PairStore
-from .devices import keep_freed_memory, process_share, together
+from .devices import is_slow_in_bf16, keep_freed_memory, process_share, together
 from .errors import UserError
 from .evaluate import Validation, compare_teacher
 from .files import data_root
@@ -43,6 +43,10 @@ def train_run(options: RunOptions, resume: bool = False, allowed: Sequence[str] 
     accelerator = make_accelerator(options, run.task.has_idle_weights)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    if options.train.precision == "bf16" and is_slow_in_bf16(accelerator.device):
+        accelerator.print(
+            "warning: this CPU has no bfloat16: train.precision fp32 is several times as fast here.", flush=True
+        )
     with accelerator.main_process_first():
         # What the first process finds is found by the others, too: it changes nothing before all have looked.
         folder, checkpoint, said = open_run(options, resume, allowed)

@@ -23,7 +23,7 @@ from sr_distill.files import DATA_ROOT_VARIABLE
 from sr_distill.losses import MatchedMaps
 from sr_distill.models import SRModel, Teacher
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
-from sr_distill.options.schema import FeatureOptions
+from sr_distill.options.sections import FeatureOptions
 from sr_distill.registry import ARCHITECTURES, LOSSES, METRICS, STUDENTS, TEACHERS
 from sr_distill.train import build_task, tap_teachers
 

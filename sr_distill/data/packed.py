@@ -18,7 +18,7 @@ from torch import Tensor
 from ..devices import process_share, together
 from ..errors import ImageError, UserError
 from ..files import find
-from ..options.schema import SourceOptions
+from ..options.sections import SourceOptions
 from . import embedded
 from .bicubic import downscale_to_uint8
 from .hashes import FileHashes

@@ -19,7 +19,7 @@ from ..data.packed import Upscale, stored_outputs
 from ..errors import ImageError, UserError
 from ..infer import WholeOutputs
 from ..models import ModelSpec, SRModel, Teacher, bicubic_model
-from ..options.schema import ValidationOptions
+from ..options.sections import ValidationOptions
 from .metrics import make_metric
 from .protocol import evaluate_set
 from .sets import open_set

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from ..models import SRModel
-from ..options.schema import FeatureOptions
+from ..options.sections import FeatureOptions
 from .taps import TapPoint, list_taps, no_such_layer
 
 _ACTIVATION_MODULES = ("ReLU", "PReLU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Hardswish")

@@ -4,7 +4,7 @@ from .architectures import ArchitectureOptions
 from .load import dump_options, load_options, parse_architecture, validate
 from .losses import LossOptions
 from .remarks import remarks_on_options
-from .schema import RunOptions
+from .run import RunOptions
 
 __all__ = [
     "ArchitectureOptions",

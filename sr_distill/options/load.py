@@ -16,7 +16,7 @@ from ..errors import UserError, did_you_mean
 from ..plugins import load_plugins
 from ..registry import OneOf
 from .architectures import Architecture, ArchitectureOptions
-from .schema import RunOptions
+from .run import RunOptions
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .losses import TermOptions
-from .schema import RunOptions
+from .run import RunOptions
 
 
 def remarks_on_options(options: RunOptions) -> list[str]:

@@ -19,7 +19,7 @@ from ..infer import WholeOutputs
 from ..losses import Loss
 from ..models import SRModel, Teacher, build_model, calibrate, quantised
 from ..options import LossOptions, RunOptions
-from ..options.schema import FeatureOptions, QuantizationOptions
+from ..options.sections import FeatureOptions, QuantizationOptions
 from ..zoo import open_model
 from .task import DistillationTask
 from .terms import Link, Term

@@ -55,6 +55,15 @@ def test_a_teacher_that_gives_no_numbers_stops_the_run(work, capsys, value, cach
     assert not (work / "out/run/checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "is_said"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_bf16_on_a_cpu_that_only_imitates_it_is_said(work, capsys, monkeypatch, precision, has_bf16, is_said):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    assert run_training(write_options(work, device="cpu", train={"total_steps": 1, "precision": precision})) == 0
+    assert ("warning: this CPU has no bfloat16" in capsys.readouterr().out) == is_said
+
+
 def test_a_model_that_gives_no_numbers_makes_no_image_and_no_row(work, capsys):
     model = _broken(work)
     target = work / "large.png"

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from sr_distill.models import build_model, save_model
-from sr_distill.options.schema import (
+from sr_distill.options import RunOptions
+from sr_distill.options.sections import (
     DataOptions,
-    RunOptions,
     SourceOptions,
     TeacherOptions,
     TrainOptions,

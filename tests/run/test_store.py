@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from sr_distill.data import open_pairs, packed
 from sr_distill.errors import UserError
-from sr_distill.options.schema import SourceOptions
+from sr_distill.options.sections import SourceOptions
 
 work, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 decoded, upscaled, said = [], [], {}

@@ -6,7 +6,7 @@ import pytest
 
 from sr_distill.data import open_pairs, packed
 from sr_distill.data.images import read_rgb
-from sr_distill.options.schema import SourceOptions
+from sr_distill.options.sections import SourceOptions
 
 from ..conftest import natural_image, write_image
 

@@ -16,7 +16,7 @@ from sr_distill.features.pairs import block_chain, chain_before_activations
 from sr_distill.features.taps import as_map
 from sr_distill.models import ARCHITECTURES, ModelSpec, SRModel, Teacher, build_model
 from sr_distill.options import validate
-from sr_distill.options.schema import FeatureOptions
+from sr_distill.options.sections import FeatureOptions
 
 from ..conftest import Objective, architecture, small, terms
 

@@ -16,7 +16,7 @@ from sr_distill.models import ARCHITECTURES, build_model
 from sr_distill.options import ArchitectureOptions, LossOptions, validate
 from sr_distill.options.losses import TermOptions, WeightSchedule
 from sr_distill.options.optimisation import OptimizerOptions, ScheduleOptions
-from sr_distill.options.schema import FeatureOptions
+from sr_distill.options.sections import FeatureOptions
 from sr_distill.train import make_optimizer
 from sr_distill.train.schedule import learning_rate_at, weight_at
 

@@ -9,7 +9,7 @@ from sr_distill.data import downscale_to_uint8, embedded, open_pairs
 from sr_distill.data.images import read_rgb, to_pixels, to_tensor
 from sr_distill.errors import UserError
 from sr_distill.models.basicsr import import_basicsr
-from sr_distill.options.schema import SourceOptions
+from sr_distill.options.sections import SourceOptions
 
 from ..conftest import natural_image, write_image
 from .conftest import photos

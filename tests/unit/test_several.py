@@ -15,7 +15,7 @@ from sr_distill.features import Taps, choose_pairs, lpips_network, vgg19_feature
 from sr_distill.losses import mutual
 from sr_distill.models import build_model
 from sr_distill.options import RunOptions, validate
-from sr_distill.options.schema import FeatureOptions
+from sr_distill.options.sections import FeatureOptions
 
 from ..conftest import Objective, architecture, small
 

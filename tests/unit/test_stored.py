@@ -16,7 +16,7 @@ from sr_distill.data import downscale_to_uint8, open_pairs, packed, packs
 from sr_distill.data.hashes import FileHashes
 from sr_distill.data.images import read_rgb, to_pixels, to_tensor
 from sr_distill.errors import UserError
-from sr_distill.options.schema import SourceOptions
+from sr_distill.options.sections import SourceOptions
 
 from ..conftest import natural_image, write_image
 from .conftest import photos, repeating
