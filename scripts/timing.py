@@ -15,6 +15,8 @@ from sr_distill.train import RunFolder, Trainer, build_run, make_accelerator
 def training_steps(options: RunOptions, work: Path) -> Callable[[], None]:
     """A function that takes one training step after the other as the training loop does, crops and averaged weights included."""
     set_seed(options.seed)
+    if options.train.threads is not None:
+        torch.set_num_threads(options.train.threads)
     run = build_run(options)
     accelerator = make_accelerator(options, run.task.has_idle_weights)
     store = run.open_store(accelerator.device, lambda said: None, quiet=True)

@@ -152,6 +152,8 @@ def test_quality_against_time(work, scripts, monkeypatch, capsys):
     assert all(list(curve) == list(range(5, 101, 5)) for curve in ends)
     assert quality.main(["run", *arguments]) == 0  # nothing is trained again
     assert "done: 100 steps" not in capsys.readouterr().out
+    options, _ = quality.Comparison(work / "other", ["train.ema=0.5"]).options_of("adam", "plain", 0, 100)
+    assert (options.output_dir, options.train.ema) == (str(work / "other"), 0.5)
 
 
 def test_models_in_each_runtime(tmp_path, scripts, capsys, monkeypatch):
