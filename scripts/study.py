@@ -14,6 +14,7 @@ experiments/study/STUDY/.
 import argparse
 import itertools
 import json
+import re
 import statistics
 import sys
 import time
@@ -353,9 +354,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [variant for variant in variants if variant not in runs.study.variants]
     if unknown:
         raise UserError(f"{args.study} has no {', '.join(unknown)}; it has {', '.join(runs.study.variants)}.")
+    part = re.fullmatch(r"(\d+)/(\d+)", args.part)
+    if part is None or int(part[1]) >= int(part[2]):
+        raise UserError(f"--part is {args.part}: it should be I/N, as 0/2 and 1/2 for the two halves.")
     if args.what == "run":
-        index, _, count = args.part.partition("/")
-        runs.run(variants, args.seeds, (int(index), int(count)))
+        runs.run(variants, args.seeds, (int(part[1]), int(part[2])))
     elif args.what == "table":
         runs.table(variants)
     elif args.what == "way":

@@ -95,7 +95,7 @@ class Job:
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.send_signal(signal.SIGINT)
                 code = process.wait()
-        if code not in (0, 130):
+        if code not in (0, 130, -signal.SIGINT):  # the last: asked before it listened
             raise UserError(f"{self.name}: the training ended with exit code {code}; see above.")
         return code == 0
 
@@ -113,12 +113,13 @@ def run(jobs: list[Job], minutes: float) -> None:
 
 
 def land(jobs: list[Job]) -> None:
-    """Measure each trained student and put it into the zoo where it is better, by the mean over the sets, than what is there."""
+    """Measure each student that is trained to its end; it goes into the zoo where its mean over the sets is better than what is there."""
     for job in jobs:
-        trained = job.folder.trained()
-        if not trained.exists():
+        if not job.is_finished:
+            if job.step:
+                print(f"{job.status}: left out until it is finished")
             continue
-        model = load_model(trained)
+        model = load_model(job.folder.trained())
         scores, standing = measure(model, job.metrics), _standing(job.name)
         judge = job.metrics[job.judged_by]
         if standing is not None and not _is_better(job, scores, standing):
@@ -149,7 +150,8 @@ def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
     rows[job.name] = scores
     rows[f"its teacher, {Path(teacher).stem}"] = measure(open_model(teacher, options.scale), job.metrics)
     lines = [f"| {name} | " + " | ".join(map(_cell, row.values())) + " |" for name, row in rows.items()]
-    file = job.path.resolve().relative_to(ROOT)
+    path = job.path.resolve()
+    file = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     data = ", ".join(f"{s.hr}" + (f" shrunk by {s.downscale}" if s.downscale > 1 else "") for s in options.data.train)
     shape = f"{architecture.num_feat} channels, {architecture.num_block} blocks, {model.num_parameters:,} parameters"
     crops = f"{options.data.batch_size} crops of {options.data.lr_size}x{options.data.lr_size} LR pixels"
@@ -189,7 +191,8 @@ Licence of the teacher's weights: {licence}. The photographs are research data o
 
 
 def _objective(options: RunOptions, teacher: str) -> str:
-    if all(term.type == "l1" for term in options.losses):
+    halves = {(term.type, term.on, term.source, term.weight) for term in options.losses}
+    if halves == {("l1", "sr", "hr", 0.5), ("l1", "sr", "teacher", 0.5)}:
         return f"Distilled from {teacher}: half L1 to HR, half L1 to the teacher's stored output."
     terms = []
     for term in options.losses:

@@ -118,10 +118,17 @@ class LoopCallback:
 
     Args:
         distiller: the objective.
-        total_steps: of the run, for terms with a schedule; steps are counted by :meth:`terms`.
+        total_steps: of the run, for terms with a schedule; steps are counted by :meth:`terms`, and further ones have the last one's weights.
+
+    Raises:
+        UserError: a term has a schedule, and it is not said how long the run is.
     """
 
-    def __init__(self, distiller: ModuleDistiller, total_steps: int = 1) -> None:
+    def __init__(self, distiller: ModuleDistiller, total_steps: int | None = None) -> None:
+        if total_steps is None and distiller.has_schedules:
+            raise UserError(
+                "a line has a schedule: say how many steps the run has, LoopCallback(distiller, total_steps=...)."
+            )
         self.distiller, self.total_steps, self.step = distiller, total_steps, 0
         self.values: dict[str, Tensor] = {}
 
@@ -135,7 +142,8 @@ class LoopCallback:
 
     def terms(self, labels: Tensor | None = None) -> Tensor:
         """The weighted sum of the terms, to be added to the loss; unweighted values are in ``values``."""
-        weights = self.distiller.weights_at(self.step, self.total_steps)
+        total_steps = self.total_steps or 1
+        weights = self.distiller.weights_at(min(self.step, total_steps - 1), total_steps)
         total, self.values = self.distiller.total(labels, weights)
         self.step += 1
         return total

@@ -197,8 +197,8 @@ def _check(
 ) -> None:
     try:
         teachers_used(terms, teachers)
-        check_balances(terms)
-        check_names(terms)
+        check_balances(terms, students)
+        check_names(terms, students)
         if terms:
             check_weights(terms, students, 1 + max(term.counts_from for term in terms))
     except ValueError as error:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..contracts import Prediction
 from ..errors import UserError
 from ..models import SRModel
+from ..models.quantised import Range
 from .taps import Taps, as_map, watching
 
 Event = tuple[str, object]
@@ -166,8 +167,9 @@ def _copied(output: object) -> object:
 
 @contextlib.contextmanager
 def _statistics_kept(net: nn.Module) -> Iterator[None]:
-    """While this lasts, layers in training mode normalise by their batch but do not remember its statistics."""
-    tracking = [m for m in net.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    """While this lasts, layers in training mode normalise by their batch, or round, but do not remember its statistics."""
+    kinds = (_NormBase, Range)
+    tracking = [m for m in net.modules() if isinstance(m, kinds) and m.training and m.track_running_stats]
     for module in tracking:
         module.track_running_stats = False
     try:

@@ -12,9 +12,9 @@ from ..errors import LossError
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
-    """``x / ||x||_2`` along ``dim``; a zero vector stays zero and gets a zero gradient, not an infinite one."""
+    """``x / ||x||_2`` along ``dim``; a vector no longer than 1e-12 is taken for zero, stays it and gets a zero gradient, not an infinite one."""
     squared = x.square().sum(dim, keepdim=True)
-    safe = squared > torch.finfo(x.dtype).tiny
+    safe = squared > 1e-24  # its gradient needs the third power of 1 / ||x||, which float32 holds up to 1e38
     return x * torch.where(safe, squared, 1.0).rsqrt() * safe
 
 

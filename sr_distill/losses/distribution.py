@@ -204,6 +204,11 @@ class HardSoft(SoftmaxLoss):
         """Those of the loss of the task."""
         return self.task.vgg_layers
 
+    @property
+    def least_side(self) -> int:
+        """That of the loss of the task."""
+        return self.task.least_side
+
     def weights_used(self) -> list[str]:
         """Those of the loss of the task."""
         return self.task.weights_used()

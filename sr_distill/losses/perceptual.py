@@ -106,6 +106,11 @@ class LooksThroughVGG:
         """The indices of VGG19's layers that it looks at."""
         return frozenset(map(layer_index, self.layers))
 
+    @property
+    def least_side(self) -> int:
+        """One pixel is left behind the last of VGG19's halvings that it needs."""
+        return 2 ** sum(pool <= max(self.vgg_layers, default=0) for pool in (4, 9, 18, 27, 36))
+
     def weights_used(self) -> list[str]:
         """VGG19."""
         return [f"VGG19: {vgg19_features().source}"]
@@ -173,6 +178,11 @@ class LPIPS(ImageLoss):
 
     type: Literal["lpips"] = Field(description="Name of the loss.")
     network: Literal["alex", "vgg", "squeeze"] = Field("alex", description="Backbone of LPIPS v0.1.")
+
+    @property
+    def least_side(self) -> int:
+        """One pixel is left behind the backbone's last pooling that it needs."""
+        return {"alex": 31, "squeeze": 17, "vgg": 16}[self.network]
 
     def weights_used(self) -> list[str]:
         """The backbone of LPIPS."""

@@ -36,6 +36,7 @@ class Range(nn.Module):
     def __init__(self, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
+        self.track_running_stats = True  # as of batch normalisation: whether it follows
         self.register_buffer("least", torch.tensor(float("inf")))
         self.register_buffer("largest", torch.tensor(float("-inf")))
         self.register_buffer("step", torch.ones(1))
@@ -49,7 +50,7 @@ class Range(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if self.training:
+        if self.training and self.track_running_stats:
             self._round(extremes(x), follow=True)  # of all processes
         return self._round(x, follow=False)
 

@@ -127,6 +127,11 @@ class ModuleDistiller(nn.Module):
             values[term.name] = value.detach()
         return total, values
 
+    @property
+    def has_schedules(self) -> bool:
+        """Whether a weight depends on the step."""
+        return any(term.schedule is not None for term in self._terms)
+
     def weights_at(self, step: int, total_steps: int) -> list[float]:
         """The weight of each term in optimizer step ``step`` of ``total_steps``, by the ``schedule`` of each."""
         return [weight_at(step, term, total_steps) for term in self._terms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -107,6 +108,11 @@ class TermOptions(Options):
         """The smallest batch that it can be computed from."""
         return 1
 
+    @property
+    def least_side(self) -> int:
+        """The smallest side of an image that it can be computed from."""
+        return 1
+
     def looks_at(self, teacher: str) -> bool:
         """Whether it looks at the teacher of this name."""
         return self.source == "teacher" and self.teacher in (None, teacher)
@@ -184,17 +190,14 @@ def teachers_used(terms: Sequence[TermOptions], names: Sequence[str]) -> set[str
     return used
 
 
-def check_names(terms: Sequence[TermOptions]) -> None:
-    """Every term must have a name of its own in the log.
+def check_names(terms: Sequence[TermOptions], students: Sequence[str]) -> None:
+    """Every term of every student must have a name of its own in the log.
 
     Raises:
         ValueError: two terms of a student have one name, or a term has that of something else in the log.
     """
-    repeated = set()
-    for number, term in enumerate(terms):
-        for other in terms[:number]:
-            if term.label == other.label and (term.student is None or other.student in (None, term.student)):
-                repeated.add(term.label)
+    names = Counter(label_of(term, student) for student in students for term in _of(student, terms))
+    repeated = [name for name, count in names.items() if count > 1]
     if repeated:
         raise ValueError(f"several losses are called {', '.join(sorted(repeated))}: give each a 'name' of its own")
     taken = [term.label for term in terms if term.label in LOG_COLUMNS]
@@ -204,20 +207,30 @@ def check_names(terms: Sequence[TermOptions]) -> None:
         )
 
 
-def check_balances(terms: Sequence[TermOptions]) -> None:
-    """A weight that is found must have terms to be found by.
+def label_of(term: TermOptions, student: str) -> str:
+    """The name of a student's term in the log."""
+    return term.label if student == "student" else f"{student}_{term.label}"
+
+
+def _of(student: str, terms: Sequence[TermOptions]) -> list[TermOptions]:
+    return [term for term in terms if term.student in (None, student)]
+
+
+def check_balances(terms: Sequence[TermOptions], students: Sequence[str]) -> None:
+    """A weight that is found must have terms of the same student to be found by.
 
     Raises:
         ValueError: there are none.
     """
-    for term in terms:
-        if term.balance is not None and not term.balanced_by(terms):
-            others = [other for other in terms if other.balance is None and other.weight > 0]
-            names = dict.fromkeys(name for other in others for name in (other.type, other.label))
-            raise ValueError(
-                f"loss {term.label}: balance.against is '{term.balance.against}', and no term with a weight of its own is of this type or "
-                f"has this name.{did_you_mean(term.balance.against, list(names))} There are: {', '.join(names) or 'none'}"
-            )
+    for own in (_of(student, terms) for student in students):
+        others = [other for other in own if other.balance is None and other.weight > 0]
+        names = dict.fromkeys(name for other in others for name in (other.type, other.label))
+        for term in own:
+            if term.balance is not None and not term.balanced_by(own):
+                raise ValueError(
+                    f"loss {term.label}: balance.against is '{term.balance.against}', and no term of the same student with a weight of its own is "
+                    f"of this type or has this name.{did_you_mean(term.balance.against, list(names))} There are: {', '.join(names) or 'none'}"
+                )
 
 
 def check_weights(terms: Sequence[TermOptions], students: Sequence[str], total_steps: int) -> None:

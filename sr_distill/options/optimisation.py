@@ -87,7 +87,8 @@ class OptimizerOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _usual_of_the_type(cls, tree: Any) -> Any:
-        usual = _USUAL.get(tree.get("type", "soap")) if isinstance(tree, dict) else None
+        kind = tree.get("type", "soap") if isinstance(tree, dict) else None
+        usual = _USUAL.get(kind) if isinstance(kind, str) else None
         return {**usual, **tree} if usual else tree
 
     @field_validator("betas")

@@ -36,7 +36,7 @@ class RunOptions(Options):
         description="Python files (beside this one or below the working folder) or modules that register losses, networks or metrics.",
     )
     scale: Scale = Field(description="Upscaling factor.")
-    seed: int = Field(0, ge=0, description="Seed of the weights and of the crops.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the weights and of the crops.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     output_dir: str = Field("experiments", description="Folder of the runs.")
     student: ArchitectureOptions = Field(description="The network to train.")
@@ -118,9 +118,15 @@ class RunOptions(Options):
                     f"loss {term.label} compares at least {term.least_batch} images with each other, and data.batch_size is "
                     f"{self.data.batch_size}: take a larger batch, or samples: patches"
                 )
+            side = self.data.lr_size * self.scale
+            if side < term.least_side and term.on in ("sr", "features", "decoded"):
+                raise ValueError(
+                    f"loss {term.label} looks at images of at least {term.least_side}x{term.least_side} pixels, and a crop has {side}x{side} "
+                    f"(data.lr_size {self.data.lr_size} x scale {self.scale}): take a larger data.lr_size"
+                )
         check_weights(self.losses, list(self.all_students), self.train.total_steps)
-        check_balances(self.losses)
-        check_names(self.losses)
+        check_balances(self.losses, list(self.all_students))
+        check_names(self.losses, list(self.all_students))
         return self
 
     def _check_recording(self) -> None:

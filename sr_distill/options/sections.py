@@ -84,6 +84,13 @@ class NamedTeacherOptions(TeacherOptions):
         None, description="Which of its feature maps are compared; None: as features of the run says."
     )
 
+    @field_validator("name")
+    @classmethod
+    def _not_taken(cls, value: str) -> str:
+        if value in ("bicubic", "train", "validation", "student") or value.startswith("peer_"):
+            raise ValueError(f"a teacher cannot be called {value}, which is something else in the log")
+        return value
+
 
 class SourceOptions(Options):
     """One folder of training photographs, searched recursively."""

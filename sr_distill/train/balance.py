@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def find_weights(
     """Give a weight to every term with ``balance`` that has none and a place in ``weights``: ``ratio sum_b |g'_b| / sum_b |g_b|``.
 
     g_b is the gradient of the unweighted term on its student's weights in batch b, g'_b that of the weighted terms that it is measured
-    by. No weight of a network is changed. Rounded to four digits, so that processes and devices agree.
+    by. No weight of a network is changed, nor what terms and layers remember of batches. Rounded to four digits, so that processes and
+    devices agree.
 
     Args:
         weights: of all terms, in the step from which on the new ones count; those of terms that have none yet only say whether they are
@@ -45,16 +47,28 @@ def find_weights(
     measured_by = {term: term.loss.balanced_by([other.loss for other in task.terms]) for term in due}
     sums: dict[Term, list[float]] = {term: [0.0, 0.0] for term in due}
     count = 0
-    for batch in batches:
-        count += 1
-        for term in due:
-            alone = [float(other is term) for other in task.terms]
-            others = [w if p in measured_by[term] else 0.0 for p, w in enumerate(weights)]
-            for index, chosen in enumerate((alone, others)):
-                sums[term][index] += _norm(task, teachers, batch, term.student, chosen, over_processes)
+    with _memory_kept(task):
+        for batch in batches:
+            count += 1
+            for term in due:
+                alone = [float(other is term) for other in task.terms]
+                others = [w if p in measured_by[term] else 0.0 for p, w in enumerate(weights)]
+                for index, chosen in enumerate((alone, others)):
+                    sums[term][index] += _norm(task, teachers, batch, term.student, chosen, over_processes)
     return {
         term.label: _found(term, own / max(count, 1), theirs / max(count, 1)) for term, (own, theirs) in sums.items()
     }
+
+
+@contextlib.contextmanager
+def _memory_kept(task: DistillationTask) -> Iterator[None]:
+    """Statistics and remembered samples are afterwards what they were: the steps that follow see these batches again, as new ones."""
+    before = [(buffer, buffer.clone()) for buffer in task.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 def _norm(

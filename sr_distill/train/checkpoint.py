@@ -16,6 +16,8 @@ from ..files import atomic_path
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, spare: int | None = None) -> Path:
     """Write ``folder/step_<step>.pt`` and delete all but the last ``keep`` checkpoints and that of the step ``spare``.
 
+    Those of later steps go, too: they are of a run from whose middle this one went on, and would be taken for its own.
+
     Raises:
         UserError: the file cannot be written; earlier checkpoints are untouched.
     """
@@ -26,8 +28,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, s
     )  # to memory first: a full disk is then an ordinary error of writing, not one of torch's format
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getbuffer())
-    for old in all_checkpoints(folder)[:-keep]:
-        if step_of(old) != spare:
+    known = all_checkpoints(folder)
+    own = [one for one in known if step_of(one) <= step]
+    kept = {*own[-keep:], *(one for one in own if step_of(one) == spare)}
+    for old in known:
+        if old not in kept:
             old.unlink(missing_ok=True)
     return path
 

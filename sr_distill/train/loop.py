@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,12 +130,24 @@ class Trainer:
                 student.load_state_dict(state["students"][name])
                 self.averages[name].load_state_dict(state["averages"][name])
             self._helpers.load_state_dict(state["helpers"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            said += self._restore_optimizer(state)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{checkpoint} does not fit this run ({' '.join(str(error).split())[:200]}).") from error
         self._last_good = checkpoint
         return [*said, *self.validator.take_over(self.progress)]
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> list[str]:
+        """What it remembers, but with the settings of the options."""
+        now = self.options.optimizer.type
+        before = state.get("optimizer_type", now)
+        if before != now and {before, now} != {"adam", "adamw"}:  # these two remember the same
+            return [f"{now} begins without anything remembered: the steps so far were {before}'s."]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings):
+            group.update(own)
+        return []
 
     @property
     def is_done(self) -> bool:
@@ -317,10 +330,12 @@ class Trainer:
             state = {
                 "networks": {name: describe(student) for name, student in self.run.students.items()},
                 "given": self._given,
+                "total_steps": self.options.train.total_steps,
                 "students": {name: student.state_dict() for name, student in self.run.students.items()},
                 "averages": {name: average.state_dict() for name, average in self.averages.items()},
                 "helpers": self._helpers.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "optimizer_type": self.options.optimizer.type,
                 "progress": vars(self.progress),
             }
             self._last_good = save_checkpoint(

@@ -67,10 +67,19 @@ class MatrixOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._stacks = {}
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """Take one step with the gradients that are there; weights of one shape take it together."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step with the gradients that are there, or that ``closure`` makes; weights of one shape take it together.
+
+        Args:
+            closure: computes the loss and its gradients, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         parts = self.plan()
         self.take(parts, [self.numbers(part) for part in parts])
+        return loss
 
     def plan(self) -> list[Part]:
         """Count the step of each weight that has a gradient."""

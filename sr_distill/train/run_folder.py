@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import yaml
 from ..errors import UserError
 from ..files import is_temporary, write_text
 from ..options import RunOptions, dump_options, validate
-from .checkpoint import all_checkpoints, step_of
+from .checkpoint import all_checkpoints, load_checkpoint, step_of
 from .lock import LOCK
 from .schedule import decay_start, learning_rate_at, weight_at
 
@@ -31,7 +32,17 @@ _SAID = ("validation",)
 # Options without which the saved state does not fit.
 _FIXED = ("scale", "student", "peers")
 # What a run that never saved anything may have left.
-_LEFTOVERS = ("metrics.jsonl", "tensorboard", "validation", "checkpoints", "initial*.safetensors", "last*.safetensors")
+_LEFTOVERS = (
+    "metrics.jsonl",
+    "tensorboard",
+    "validation",
+    "checkpoints",
+    "initial*.safetensors",
+    "last*.safetensors",
+    "student.safetensors",
+    "peer_*.safetensors",
+    "options_from_step_*.yml",
+)
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,10 @@ def open_run(
     if not folder.options.exists():
         raise UserError(f"nothing to resume: there is no run in {folder.path}. Start it without --resume.")
     started = _started(folder)
-    checkpoint = _where_to_go_on(started, options, checkpoints)
-    said = _compare(started, options, folder, checkpoint, allowed)
+    checkpoint, planned = _where_to_go_on(started, options, checkpoints)
+    said = _compare(started, options, folder, allowed)
+    if checkpoint is not None:
+        said = [*_jumps(planned, options, step_of(checkpoint)), *said]
     if checkpoint is None:
         said.append(f"{folder.checkpoints} holds no checkpoint yet: starting from step 0.")
     return folder, checkpoint, said
@@ -121,7 +134,7 @@ def open_run(
 
 def clear_leftovers(folder: RunFolder) -> None:
     """Remove what a run left that never saved a checkpoint."""
-    for path in [folder.options, *(path for pattern in _LEFTOVERS for path in folder.path.glob(pattern))]:
+    for path in _leftovers(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -129,10 +142,13 @@ def _holds_other_things(folder: RunFolder) -> bool:
     """Whether there is something that a run without checkpoints does not leave."""
     if not folder.path.is_dir():
         return folder.path.exists()
-    known = {folder.options, folder.path / LOCK}
-    if folder.options.exists():  # else it is no run's, whatever the names in it
-        known |= {path for pattern in _LEFTOVERS for path in folder.path.glob(pattern)}
+    known = {folder.path / LOCK, *(_leftovers(folder) if folder.options.exists() else [])}  # else it is no run's
     return any(path not in known and not is_temporary(path) for path in folder.path.iterdir())
+
+
+def _leftovers(folder: RunFolder) -> list[Path]:
+    """Files of a run, by their names."""
+    return [folder.options, *(path for pattern in _LEFTOVERS for path in folder.path.glob(pattern))]
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
@@ -174,27 +190,44 @@ def _started(folder: RunFolder) -> RunOptions:
     return validate(RunOptions, tree, str(folder.options))
 
 
-def _where_to_go_on(before: RunOptions, now: RunOptions, checkpoints: list[Path]) -> Path | None:
-    """The last checkpoint; of a wsd run that is prolonged, the last one at which the longer run would be where the shorter one was."""
-    if before.schedule == now.schedule and now.schedule.type == "wsd":
-        limit = min(decay_start(options.train.total_steps, options.schedule) for options in (before, now))
-        if before.train.total_steps != now.train.total_steps:
-            checkpoints = [path for path in checkpoints if step_of(path) <= limit] or checkpoints
-    return checkpoints[-1] if checkpoints else None
+def _where_to_go_on(started: RunOptions, now: RunOptions, checkpoints: list[Path]) -> tuple[Path | None, RunOptions]:
+    """The last checkpoint, and the options that it was written under.
+
+    Of a wsd run that is prolonged it is the last one at which the longer run would be where the shorter one was.
+    """
+    for path in reversed(checkpoints):
+        planned = _planned(started, path)
+        if step_of(path) <= _shared_steps(planned, now):
+            return path, planned
+    return (checkpoints[-1], _planned(started, checkpoints[-1])) if checkpoints else (None, started)
 
 
-def _compare(
-    started: RunOptions, options: RunOptions, folder: RunFolder, checkpoint: Path | None, allowed: Collection[str]
-) -> list[str]:
+def _planned(started: RunOptions, checkpoint: Path) -> RunOptions:
+    """The options a run was started with, with the ``total_steps`` that it was to have when it saved a checkpoint."""
+    total_steps = load_checkpoint(checkpoint).get("total_steps", started.train.total_steps)
+    return started.model_copy(update={"train": started.train.model_copy(update={"total_steps": total_steps})})
+
+
+def _shared_steps(before: RunOptions, now: RunOptions) -> float:
+    """How many steps of one run are those of the other, as far as the learning rate goes; infinite where it is not asked."""
+    if (
+        before.train.total_steps == now.train.total_steps
+        or before.schedule != now.schedule
+        or now.schedule.type != "wsd"
+    ):
+        return math.inf
+    return min(decay_start(options.train.total_steps, options.schedule) for options in (before, now))
+
+
+def _compare(started: RunOptions, options: RunOptions, folder: RunFolder, allowed: Collection[str]) -> list[str]:
     """Sentences about options that differ from those the run was started with."""
     found = differences(*(_flat(one.model_dump(mode="json")) for one in (started, options)))
     found = {key: change for key, change in found.items() if not key.startswith(_HARMLESS)}
     unfit = [change for key, change in found.items() if key.split(".")[0] in _FIXED]
     if unfit:
         raise UserError(f"cannot resume {folder.path} with other options: {unfit[0]}.")
-    said = [] if checkpoint is None else _jumps(started, options, step_of(checkpoint))
     harmful = {key: change for key, change in found.items() if not key.startswith(_SAID)}
-    said += refuse_changes({key: change for key, change in found.items() if key not in harmful}, _SAID, folder.path)
+    said = refuse_changes({key: change for key, change in found.items() if key not in harmful}, _SAID, folder.path)
     return said + refuse_changes(harmful, allowed, folder.path)
 
 

@@ -14,6 +14,7 @@ from ..errors import LossError, UserError
 from ..features import Adapter, FeaturePair, Need
 from ..losses import Loss, LossInputs, MatchedMaps
 from ..models import SRModel
+from ..options.losses import label_of
 from .schedule import weight_at
 
 
@@ -88,7 +89,7 @@ class Term(nn.Module):
     @property
     def label(self) -> str:
         """The name in the log; those of a peer begin with its name."""
-        return self.loss.label if self.student == "student" else f"{self.student}_{self.loss.label}"
+        return label_of(self.loss, self.student)
 
     @property
     def is_unbalanced(self) -> bool:
