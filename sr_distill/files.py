@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,12 +167,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+_ONE_AT_A_TIME = threading.Lock()  # two at once would leave the process the mask of neither
+
+
 def _keep_usual_permissions(path: Path) -> None:
     """Mkstemp makes files that only their owner can read; give them what an ordinary ``open`` gives."""
     os.chmod(path, 0o666 & ~_mask())
 
 
 def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with _ONE_AT_A_TIME:
+        mask = os.umask(0)
+        os.umask(mask)
+        return mask

@@ -30,6 +30,9 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
     0: done; 1: done with problems; 2: could not be done, for a reason that the user can see to, which is printed as a sentence; 3: an
     error of the program, printed with its traceback; 130: interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text that a terminal can show
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # some published networks
@@ -115,7 +118,7 @@ def add_timing(parser: argparse.ArgumentParser, runtimes: Collection[str]) -> No
     """The options of how latency is measured, --runtime and --runs."""
     parser.add_argument("--runtime", choices=runtimes, default="torch", help="by what it is timed (default: torch); exported models "
                         "by their own")  # fmt: skip
-    parser.add_argument("--runs", type=_at_least_one, default=10, help="passes that are timed (default: 10)")
+    parser.add_argument("--runs", type=at_least_one, default=10, help="passes that are timed (default: 10)")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +132,8 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A whole number above 0, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
@@ -193,10 +197,12 @@ def split_label(name: str) -> tuple[str, str]:
 
 
 def _short_name(name: str) -> str:
-    """The file's name without its ending; the run's name for experiments/<run>/student.safetensors."""
+    """The file's name without its ending; the run's name for experiments/<run>[/student.safetensors]."""
     path = Path(name)
+    if path.is_dir():
+        return path.resolve().name
     if path.exists() and is_exported(path):
-        return path.stem if path.is_file() else path.name
+        return path.stem
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         return name
     return path.parent.name if path.stem == "student" and path.parent.name else path.stem

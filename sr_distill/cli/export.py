@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.data_root or data_root(),
         )
         parts = [
-            name,
+            name.replace("/", "_"),
             kind,
             args.precision,
             *([args.io] if args.io != "rgb" else []),
@@ -86,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration", type=Path, metavar="DIR", help="photos for int8 (default: those of scikit-image)"
     )
     parser.add_argument(
-        "--time-at", type=_size, default=(256, 256), metavar="HxW", help="input at which it is timed (default: 256x256)"
+        "--time-at",
+        type=_fixed_size,
+        default=(256, 256),
+        metavar="HxW",
+        help="input at which it is timed (default: 256x256)",
     )
     parser.add_argument(
         "--threads", type=int, nargs="+", default=(1, 2), metavar="N", help="of the timings (default: 1 2)"
@@ -109,6 +113,13 @@ def _size(text: str) -> tuple[int, int] | None:
     if not found or "0" in found.groups():
         raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH, such as 256x256, or dynamic")
     return int(found[1]), int(found[2])
+
+
+def _fixed_size(text: str) -> tuple[int, int]:
+    size = _size(text)
+    if size is None:
+        raise argparse.ArgumentTypeError("it is timed at one size, HEIGHTxWIDTH")
+    return size
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -36,7 +36,7 @@ from ..infer.upscale import Precision
 from ..infer.video import upscale_video
 from ..models import SRModel
 from ..zoo import ZOO
-from .common import add_architecture, add_device, add_runtime, parse, run_command
+from .common import add_architecture, add_device, add_runtime, at_least_one, parse, run_command
 
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} megapixels [{elapsed}<{remaining}, {rate_fmt}]"
 
@@ -127,6 +127,12 @@ def _tile(text: str) -> int:
     return tile
 
 
+def _suffix(text: str) -> str:
+    if "/" in text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"'{text}' is no part of a file's name")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inference", description="Upscale images and videos of any size. Started by torchrun or "
                                      "accelerate launch, the files are shared among the processes.")  # fmt: skip
@@ -148,7 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         "larger one, or by several passes, and shrunk (default: the model's)")  # fmt: skip
     add("--format", choices=[*FORMATS, "same"], help="of the results; same: as each source, where that is written (default: what -o ends "
         "in, else png)")  # fmt: skip
-    add("--suffix", metavar="TEXT", help="what is put behind the names of results (default: the scale, _x4)")
+    add(
+        "--suffix",
+        type=_suffix,
+        metavar="TEXT",
+        help="what is put behind the names of results (default: the scale, _x4)",
+    )
     add("--recursive", action="store_true", help="with the folders below")
     add("--overwrite", action="store_true", help="make again what is there already")
     add("--tile", type=_tile, default=TILE, metavar="N", help=f"side of a tile in input pixels; 0: never cut; auto: {TILE}, and less where "
@@ -166,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seamless", action="store_true", help="the image is a texture that goes on at its other end")
     add("--max-megapixels", type=float, default=MOST_MEGAPIXELS, metavar="N",
         help=f"larger images are refused (default: {MOST_MEGAPIXELS})")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="of the processor, for the network (default: all)")
+    add("--threads", type=at_least_one, metavar="N", help="of the processor, for the network (default: all)")
     add_architecture(parser)
     add_runtime(parser)
     add_device(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,6 +115,7 @@ def _quality(
         for model in models:
             results = [evaluate_set(model, benchmark, device, [metric]) for benchmark in sets]
             values = [score.values[metric.label] for result in results for score in result.scores]
+            values = [value for value in values if math.isfinite(value)]  # as in evaluate: PSNR of an identical image
             problems += notes_on(results) if any(result.problems for result in results) else []
             if not values:
                 raise UserError(f"{model.spec.name}: no image could be measured. " + " ".join(problems[:2]))

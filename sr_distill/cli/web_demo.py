@@ -35,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="dist/ of the npm package onnxruntime-web (default: fetched by npm)",
     )
     parser.add_argument(
-        "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="then serve it on this machine (default: 8000)"
+        "--serve",
+        type=_port,
+        nargs="?",
+        const=8000,
+        metavar="PORT",
+        help="then serve it on this machine (default: 8000)",
     )
     add_architecture(parser)
     args = parse(parser, arguments)
@@ -56,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with server:
         server.serve_forever()
     return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"'{text}' is no port: 0 to 65535")
+    return int(text)
 
 
 def make_server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:

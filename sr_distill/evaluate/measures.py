@@ -147,7 +147,13 @@ def niqe(sr: Tensor, border: int) -> Tensor:
         )
     calculate = import_basicsr("metrics.niqe").calculate_niqe
     bgr = sr.flip(1).permute(0, 2, 3, 1).cpu().numpy()
-    return torch.tensor([float(calculate(image, border)) for image in bgr], dtype=torch.float64)
+    try:
+        values = torch.tensor([float(calculate(image, border)) for image in bgr], dtype=torch.float64)
+    except np.linalg.LinAlgError:
+        values = torch.tensor([math.nan])
+    if not values.isfinite().all():
+        raise ImageError("NIQE has no value for an image without structure")
+    return values
 
 
 def _inside(sr: Tensor, hr: Tensor, border: int) -> tuple[Tensor, Tensor]:

@@ -87,8 +87,10 @@ def profile_model(
         runtime: of :data:`RUNTIMES`, by which it is timed.
 
     Raises:
-        UserError: the runtime cannot run the network.
+        UserError: the runtime cannot run the network, or it is an exported one, which has its own.
     """
+    if runtime != "torch" and hasattr(model.net, "cost"):
+        raise UserError(f"{model.spec.name} was exported and runs in its own runtime: leave out --runtime {runtime}.")
     counts = getattr(model.net, "cost", None)  # of a network that another runtime runs, which cannot be looked into
     counts = count_cost(model) if counts is None else counts()
     model = SRModel(collapse(model.net), model.spec).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ..errors import UserError, did_you_mean
@@ -47,7 +48,7 @@ def parse_budget(text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise UserError(f"--budget {text}: expected {name}=NUMBER with a number above 0.")
     return name, number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ..data.bicubic import mirrored
 from ..errors import UserError
 from ..evaluate import RUNTIMES, count_cost
-from ..models import ModelSpec, SRModel
+from ..models import ModelSpec, SRModel, model_key
 from ..models.receptive_field import declare, receptive_field
 from .formats import FORMATS, Precision, Runner
 from .graph import ExportGraph, Io, Signature
@@ -41,13 +42,14 @@ class RuntimeNet(nn.Module):
         signature: of the model.
         radius: how far the network sees, in LR pixels; None: the whole image.
         cost: tells parameters and the other counts that :func:`sr_distill.evaluate.profile_model` would make of the network.
+        key: another one for other weights, as :func:`sr_distill.models.model_key`.
     """
 
     def __init__(
-        self, run: Runner, signature: Signature, radius: int | None, cost: Callable[[], Mapping[str, int]]
+        self, run: Runner, signature: Signature, radius: int | None, cost: Callable[[], Mapping[str, int]], key: str
     ) -> None:
         super().__init__()
-        self._run, self._signature, self.cost = run, signature, cost
+        self._run, self._signature, self.cost, self.key = run, signature, cost, key
         self._radius = WIDE if radius is None else radius
         if signature.size is not None and min(signature.size) <= 2 * self._radius:
             self._radius = max(0, (min(signature.size) - 1) // 4)
@@ -118,7 +120,9 @@ def open_exported(path: Path, threads: int = 0) -> SRModel:
         raise UserError(f"{main}: the file of the exported model is missing; export it again.")
     signature = signature_of(card)
     run = kind.open(main, threads or torch.get_num_threads())
-    return _as_model(card["model"], run, signature, card["receptive_field"], lambda: card["cost"])
+    files = sorted(path for path in main.parent.iterdir() if path.is_file())
+    key = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    return _as_model(card["model"], run, signature, card["receptive_field"], lambda: card["cost"], key)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -166,7 +170,8 @@ def in_runtime(
         path = folder / f"model{kind.suffix}"
         write(model, kind.name, signature, precision, None, path)
         run = kind.open(path, threads or torch.get_num_threads())
-        opened = _as_model(model.spec.name, run, signature, receptive_field(model), lambda: count_cost(model))
+        key = f"{model_key(model)} {runtime} {precision}"
+        opened = _as_model(model.spec.name, run, signature, receptive_field(model), lambda: count_cost(model), key)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -211,9 +216,9 @@ def signature_for(model: SRModel, runtime: str, io: Io, size: tuple[int, int] | 
 
 
 def _as_model(
-    name: str, run: Runner, signature: Signature, radius: int | None, cost: Callable[[], Mapping[str, int]]
+    name: str, run: Runner, signature: Signature, radius: int | None, cost: Callable[[], Mapping[str, int]], key: str
 ) -> SRModel:
-    net = RuntimeNet(run, signature, radius, cost)
+    net = RuntimeNet(run, signature, radius, cost, key)
     color = "y" if signature.io == "y" else "rgb"
     model = SRModel(
         net,

@@ -68,11 +68,12 @@ def _add(model: SRModel, work: Path, say: Callable[[str], object]) -> dict[str, 
     """Export a model; what the page needs to know of it."""
     name, signature = model.spec.name, signature_for(model, "onnx", "rgb", None)
     say(f"{name} ...")
-    write(model, "onnx", signature, "fp32", None, work / f"models/{name}.onnx")
+    file = f"models/{name.replace('/', '_')}.onnx"  # where several are called alike, names are paths
+    write(model, "onnx", signature, "fp32", None, work / file)
     radius = receptive_field(model)
     return {
         "name": name,
-        "file": f"models/{name}.onnx",
+        "file": file,
         "scale": model.spec.scale,
         "smallest": signature.smallest,
         "context": WIDE if radius is None else radius,

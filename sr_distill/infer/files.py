@@ -16,6 +16,9 @@ from .picture import SUFFIXES, size_in_header
 from .write import FORMATS, format_of
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"})
+CONTAINERS = (".mkv", ".mp4", ".mov", ".m4v", ".avi", ".flv")
+"""Those that videos can be written in."""
+_KEPT = CONTAINERS[:4]  # from a source; the others hold less than it may have
 
 STANDARD = Path("-")
 """Standard input, or standard output."""
@@ -100,6 +103,8 @@ def jobs_for(
         UserError: ``output`` is one file and there are several, or of another kind, or it is the image itself, or there already.
     """
     if output == STANDARD:
+        if _only(names, output).suffix.lower() in VIDEO_SUFFIXES:
+            raise UserError(f"-o -: a video is written to a file: name one ({', '.join(CONTAINERS)}), or a folder.")
         return [Job(_only(names, output), output, "png" if kind in (None, "same") else kind)], []
     if output.is_file() or (not output.is_dir() and _ends_as_a_file(output)):
         return [_to_file(names, output, kind, overwrite)], []
@@ -148,7 +153,7 @@ def _kinds(names: dict[Path, Path], kind: str | None) -> Iterator[tuple[Path, st
     for file in names:
         suffix = file.suffix.lower()
         if suffix in VIDEO_SUFFIXES:
-            yield file, suffix if suffix in (".mp4", ".mkv", ".mov", ".m4v") else ".mkv"
+            yield file, suffix if suffix in _KEPT else ".mkv"
         else:
             yield file, (format_of(suffix) or "png") if kind == "same" else kind or "png"
 
@@ -177,6 +182,8 @@ def _to_file(names: dict[Path, Path], output: Path, kind: str | None, overwrite:
     if (file.suffix.lower() in VIDEO_SUFFIXES) != (suffix in VIDEO_SUFFIXES):
         raise UserError(f"-o {output}: the result of {file} is {'a video' if file.suffix.lower() in VIDEO_SUFFIXES else 'an image'}: "
                         "name a file of that kind, or a folder.")  # fmt: skip
+    if suffix in VIDEO_SUFFIXES and suffix not in CONTAINERS:
+        raise UserError(f"-o {output}: videos are written as {', '.join(CONTAINERS)}; name one of these, or a folder.")
     how = suffix if suffix in VIDEO_SUFFIXES else format_of(suffix)
     if how is None:
         raise UserError(

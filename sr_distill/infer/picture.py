@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -160,7 +161,9 @@ def _decoded(image: Image.Image, file: BinaryIO) -> Picture:
 
 def _animation(image: Image.Image, count: int) -> Picture:
     frames = []
-    for frame in ImageSequence.Iterator(image):
+    # What an APNG shows where animations are not known need not be part of it.
+    first = int(bool(image.info.get("default_image")))
+    for frame in itertools.islice(ImageSequence.Iterator(image), first, None):
         still = frame.convert(
             "RGBA" if _has_transparency(frame) or (frames and frames[0].rows.channels == 4) else frame.mode
         )

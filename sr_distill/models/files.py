@@ -122,6 +122,7 @@ def tells_itself(path: Path) -> bool:
 def model_key(model: SRModel) -> str:
     """A hash of the weights and of how they are used; equal models have equal keys."""
     digest = hashlib.sha256(repr(model.spec).encode())
+    digest.update(getattr(model.net, "key", "").encode())  # of a network whose weights another runtime holds
     for name, value in sorted(model.net.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -222,14 +222,16 @@ def check_balances(terms: Sequence[TermOptions], students: Sequence[str]) -> Non
     Raises:
         ValueError: there are none.
     """
-    for own in (_of(student, terms) for student in students):
+    for student in students:
+        own = _of(student, terms)
         others = [other for other in own if other.balance is None and other.weight > 0]
         names = dict.fromkeys(name for other in others for name in (other.type, other.label))
         for term in own:
             if term.balance is not None and not term.balanced_by(own):
+                hint = did_you_mean(term.balance.against, list(names))
                 raise ValueError(
-                    f"loss {term.label}: balance.against is '{term.balance.against}', and no term of the same student with a weight of its own is "
-                    f"of this type or has this name.{did_you_mean(term.balance.against, list(names))} There are: {', '.join(names) or 'none'}"
+                    f"loss {term.label}: balance.against is '{term.balance.against}', and no term with a weight of its own that {student} has "
+                    f"is of this type or has this name.{hint} There are: {', '.join(names) or 'none'}"
                 )
 
 

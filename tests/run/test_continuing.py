@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import yaml
 
 from sr_distill import evaluate
 from sr_distill.models import build_model, save_model
-from sr_distill.train.checkpoint import latest_checkpoint, load_checkpoint
+from sr_distill.train import Trainer
+from sr_distill.train.checkpoint import all_checkpoints, latest_checkpoint, load_checkpoint
 
 from ..conftest import ROOT, small
 from .helpers import assert_same, last_state, launch, run_training, torchrun, write_options
@@ -227,6 +229,80 @@ def test_a_wsd_run_prolonged_after_its_end_equals_a_longer_one(work):
     assert run_training(options, "name=parts", "train.total_steps=8", "train.keep_checkpoints=1") == 0
     assert run_training(options, "name=parts", "train.total_steps=12", "--resume") == 0
     assert_same(last_state(work, "longer"), last_state(work, "parts"))
+
+
+def test_a_wsd_run_prolonged_twice_equals_a_longer_one(work):
+    options = write_options(work, schedule={"type": "wsd", "decay": 0.5}, validation=None)
+    assert run_training(options, "name=longer", "train.total_steps=24", "train.checkpoint_every=12") == 0
+    for steps in (6, 12, 24):
+        resume = ["--resume"] if steps > 6 else []
+        assert (
+            run_training(options, "name=parts", f"train.total_steps={steps}", "train.keep_checkpoints=1", *resume) == 0
+        )
+    assert_same(last_state(work, "longer"), last_state(work, "parts"))
+
+
+def test_a_prolonged_wsd_run_keeps_its_own_checkpoints(work, monkeypatch, capsys):
+    """Those of the shorter run, of later steps, must neither take their place nor be gone on from."""
+    options = write_options(work, schedule={"type": "wsd", "decay": 0.5}, validation=None)
+    every = "train.checkpoint_every=1"
+    assert run_training(options, "name=longer", "train.total_steps=12", every) == 0
+    assert run_training(options, "name=parts", "train.total_steps=8", every) == 0
+    whole_step = Trainer._step
+
+    def step_and_stop(trainer, batch):
+        whole_step(trainer, batch)
+        trainer._stop.asked = trainer.progress.step == 6
+
+    monkeypatch.setattr(Trainer, "_step", step_and_stop)
+    assert run_training(options, "name=parts", "train.total_steps=12", every, "--resume") == 130
+    assert [path.stem for path in all_checkpoints(work / "out/parts/checkpoints")] == [
+        f"step_{n:08d}" for n in (4, 5, 6)
+    ]
+    monkeypatch.setattr(Trainer, "_step", whole_step)
+    capsys.readouterr()
+    assert run_training(options, "name=parts", "train.total_steps=12", every, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "(step 6)" in said
+    assert "jumps" not in said
+    assert_same(last_state(work, "longer"), last_state(work, "parts"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "settings"),
+    [
+        (
+            "{type: adamw}",
+            "{type: adamw, weight_decay: 0.5, betas: [0.5, 0.6]}",
+            {"weight_decay": 0.5, "betas": [0.5, 0.6]},
+        ),
+        ("{type: soap}", "{type: soap, precondition_every: 3}", {"precondition_every": 3, "betas": [0.9, 0.95]}),
+        ("{type: adam}", "{type: adamw, weight_decay: 0.5}", {"decoupled_weight_decay": True, "weight_decay": 0.5}),
+        ("{type: soap}", "{type: muon}", {"momentum": 0.95}),
+        ("{type: adam}", "{type: soap}", {"precondition_every": 10}),
+        ("{type: muon}", "{type: adam}", {"amsgrad": False}),
+    ],
+)
+def test_an_optimizer_that_may_change_changes(work, capsys, before, now, settings):
+    options = write_options(work, validation=None)
+    assert run_training(options, "train.total_steps=2", f"optimizer={before}") == 0
+    assert (
+        run_training(options, "train.total_steps=4", f"optimizer={now}", "--resume", "--allow-changes", "optimizer")
+        == 0
+    )
+    (group,) = last_state(work)["optimizer"]["param_groups"]
+    assert {key: list(group[key]) if key == "betas" else group[key] for key in settings} == settings
+    old, new = (text.split()[1].strip(",}") for text in (before, now))
+    anew = f"{new} begins without anything remembered: the steps so far were {old}'s."
+    assert (anew in capsys.readouterr().out) == ({old, new} not in ({"adam", "adamw"}, {old}))
+
+
+def test_a_run_that_validated_and_never_saved_is_begun_anew(work):
+    options = write_options(work)
+    assert run_training(options) == 0
+    shutil.rmtree(work / "out/run/checkpoints")
+    assert run_training(options) == 0
+    assert last_state(work)["progress"]["step"] == 6
 
 
 def test_another_metric_decides_anew_which_student_is_best(work, capsys):

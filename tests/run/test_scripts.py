@@ -57,6 +57,7 @@ def test_the_queue_is_trained_in_order_goes_on_and_skips_what_is_finished(work, 
     assert "first                     waiting         0 of 6 steps" in _zoo(queue, "status")
     said = _zoo(queue, "run", "train.total_steps=100000", "--minutes", "0.35")
     assert _steps(work)["first"] is not None
+    assert "left out until it is finished" in _zoo(queue, "land", "train.total_steps=100000")
     assert _steps(work)["second"] is None
     assert "first                     begun" in said
     so_far = int(_steps(work)["first"].stem[-8:])

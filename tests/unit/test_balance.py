@@ -103,6 +103,19 @@ def test_a_distiller_asks_for_it():
         distiller(*_batches(1)[0])
 
 
+def test_looking_at_batches_leaves_nothing_behind():
+    """The next steps train on them: what a term remembers of them would be its own negatives."""
+    student, teacher = build_model(small("mobile_sr"), 2), build_model(small("edsr"), 2)
+    crd = {"type": "contrastive_representation", "memory": 8, "dimensions": 4, "balance": BALANCE}
+    distiller, batches = Distiller(student, teacher, [{"type": "l1"}, crd]).train(), _batches()
+    assert distiller.balance(batches)
+    remembered = [buffer for name, buffer in distiller.named_buffers() if name.endswith("memory")]
+    assert remembered
+    assert not any(buffer.any() for buffer in remembered)
+    distiller(*batches[0])
+    assert all(buffer.any() for buffer in remembered)
+
+
 def test_a_gradient_of_nothing_is_an_error():
     student = build_model(small("mobile_sr"), 2)
     distiller = Distiller(student, {}, [{"type": "l1"}, {"type": "mse", "balance": BALANCE}])

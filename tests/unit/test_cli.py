@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 
 import pytest
 import torch
 
+from sr_distill.cli import main
 from sr_distill.cli.common import run_command
 from sr_distill.devices import is_out_of_memory
 from sr_distill.errors import UserError
@@ -17,6 +20,36 @@ def _run(error):
         raise error
 
     return run_command(main, [])
+
+
+def test_a_name_that_is_no_text_can_be_said(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="utf-8", write_through=True))
+    assert run_command(lambda arguments: print("b\udcff.png") or 0, []) == 0
+    assert shown.getvalue() == b"b\\udcff.png\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("inference", ["-i", "a.png", "-o", "out", "--suffix", "/x"], "no part of a file's name"),
+        ("inference", ["-i", "a.png", "-o", "out", "--threads", "0"], "is not at least 1"),
+        (
+            "export",
+            ["--model", "edsr_x4", "--format", "onnx", "-o", "out", "--time-at", "dynamic"],
+            "timed at one size",
+        ),
+        ("web_demo", ["-o", "page", "--serve", "99999"], "no port"),
+        ("select_student", ["--candidates", "edsr_x4", "--budget", "latency_ms=inf"], "a number above 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(command, arguments, said, capsys):
+    try:
+        code = main([command, *arguments])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

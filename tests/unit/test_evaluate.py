@@ -17,7 +17,7 @@ from sr_distill.cli import main
 from sr_distill.console import format_columns
 from sr_distill.data import downscale_to_uint8, luma
 from sr_distill.data.images import read_rgb, to_tensor
-from sr_distill.errors import UserError
+from sr_distill.errors import ImageError, UserError
 from sr_distill.evaluate import (
     AGREEMENT,
     METRICS,
@@ -37,6 +37,7 @@ from sr_distill.evaluate import (
     ssim_y,
     write_report,
 )
+from sr_distill.evaluate.measures import niqe
 from sr_distill.evaluate.protocol import Score, SetResult
 from sr_distill.evaluate.sets import BenchmarkSet
 from sr_distill.features import lpips_network
@@ -76,6 +77,11 @@ def test_rgb_metrics_equal_kornia_and_scikit_image():
     assert psnr_rgb(sr, hr, 0).item() == pytest.approx(peak_signal_noise_ratio(*arrays), abs=1e-9)
     similarity = kornia.metrics.ssim(sr.double(), hr.double(), 11, 255.0, padding="valid")
     assert ssim_rgb(sr, hr, 0).item() == pytest.approx(similarity.mean().item(), abs=1e-6)
+
+
+def test_niqe_of_an_image_without_structure_is_a_sentence():
+    with pytest.raises(ImageError, match="no value for an image without structure"):
+        niqe(torch.full((1, 3, 200, 200), 255, dtype=torch.uint8), 2)
 
 
 def test_niqe_equals_basicsr_and_needs_no_reference():

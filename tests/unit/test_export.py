@@ -18,7 +18,7 @@ from sr_distill.export.lowering import Lowering
 from sr_distill.export.photos import calibration_files, inputs
 from sr_distill.export.runtime import CARD, RuntimeNet, in_runtime, open_exported, read_card, signature_for
 from sr_distill.export.snippet import snippets
-from sr_distill.models import STUDENTS, build_model, save_model
+from sr_distill.models import STUDENTS, build_model, model_key, save_model
 from sr_distill.models.base import ModelSpec, SRModel
 from sr_distill.models.receptive_field import receptive_field
 from sr_distill.zoo import ZOO, licence_of
@@ -110,7 +110,7 @@ def _windowed(model, size, io="rgb"):
         with torch.no_grad():
             return graph(torch.from_numpy(image)).numpy()
 
-    return RuntimeNet(run, Signature(io, model.spec.scale, size), receptive_field(model), dict)
+    return RuntimeNet(run, Signature(io, model.spec.scale, size), receptive_field(model), dict, "")
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 25), (61, 40), (25, 90)])
@@ -354,8 +354,33 @@ def test_the_commands_take_exported_models(exact, tmp_path, capsys):
     sets = ["--datasets", str(tmp_path / "in"), "--scale", "2", "--lpips", "none"]
     assert main(["evaluate", "--model", str(folder), *sets]) == 0
     assert "m_exact_fp32" in capsys.readouterr().out
+    assert main(["profile_model", "--model", str(folder), "--runs", "1", "--runtime", "torchscript"]) == 2
+    assert "runs in its own runtime: leave out --runtime torchscript" in capsys.readouterr().err
     assert main(["profile_model", "--model", str(folder), "--runs", "1"]) == 0
     assert f"{build_model(small('mobile_sr'), 2).num_parameters / 1e3:,.1f} K" in capsys.readouterr().out
+
+
+def test_models_in_a_runtime_are_known_by_their_weights(exact, tmp_path):
+    """By it a film knows whether its segments are another network's."""
+    first, second = _trained("mobile_sr", 2), _trained("mobile_sr", 2)
+    with torch.no_grad():
+        next(second.parameters()).add_(1)
+    keys = [model_key(in_runtime(model, "exact")) for model in (first, second, first)]
+    for index, model in enumerate((first, second)):
+        export_model(model.renamed("m"), Wish("exact", time_at=(16, 16)), tmp_path / f"{index}/m")
+        keys.append(model_key(open_exported(tmp_path / f"{index}/m")))
+    assert keys[0] == keys[2]
+    assert len({*keys, model_key(first)}) == 5
+
+
+@pytest.mark.parametrize("given", ["{}", "{}/student.safetensors"])
+def test_a_run_is_exported_below_the_folder_that_was_asked_for(exact, tmp_path, given):
+    run = tmp_path / "experiments/my_run"
+    save_model(_trained("mobile_sr", 2), run / "student.safetensors")
+    (run / "options.yml").write_text("")
+    arguments = ["--model", given.format(run), "--format", "exact", "--time-at", "16x16", "-o", str(tmp_path / "out")]
+    assert main(["export", *arguments]) == 0
+    assert (tmp_path / "out/my_run_exact_fp32").is_dir()
 
 
 def test_one_format_that_fails_leaves_the_others(exact, monkeypatch, tmp_path, capsys):

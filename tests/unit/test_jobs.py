@@ -92,6 +92,12 @@ def test_a_result_may_be_named(tmp_path):
         only("a.png", "there.png")
 
 
+@pytest.mark.parametrize("output", ["out.webm", "out.ts", "out.mpg", "-"])
+def test_a_video_is_not_begun_for_a_file_that_cannot_be_written(output):
+    with pytest.raises(UserError, match=r"\.mkv, \.mp4, \.mov, \.m4v, \.avi, \.flv"):
+        jobs_for({Path("a.mp4"): Path("a.mp4")}, Path(output), "_x4", None)
+
+
 def test_what_an_earlier_run_made_in_the_same_folder_is_left_alone(tmp_path):
     for name in ("a.png", "a_x4.png", "b_x4.png"):
         (tmp_path / name).touch()

@@ -223,6 +223,19 @@ def _plain_loop(student, teacher, steps=4):
 LINES = [{"type": "soft_target", "temperature": 3.0, "weight": 0.5}]
 
 
+def test_a_loop_whose_lines_have_a_schedule_says_how_long_it_is():
+    student, teacher = _networks()
+    distiller = ModuleDistiller(student, teacher, [{**LINES[0], "schedule": {"warmup": 2}}])
+    with pytest.raises(UserError, match="say how many steps the run has"):
+        LoopCallback(distiller)
+    callback, totals = LoopCallback(distiller, total_steps=3), []
+    for _ in range(5):
+        with callback:
+            student(X)
+        totals.append(float(callback.terms().detach() / callback.values["soft_target"].detach()))
+    assert totals == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5])
+
+
 def test_a_loop_with_the_callback_is_the_loop_written_out():
     student, teacher = _networks()
     expected = _plain_loop(copy.deepcopy(student), teacher.eval())

@@ -121,6 +121,28 @@ def test_a_weight_without_gradient_stays(kind):
     assert torch.equal(kernel.weight, before)
 
 
+@pytest.mark.parametrize("kind", MATRIX)
+def test_a_closure_makes_the_gradients_and_its_loss_is_returned(kind):
+    torch.manual_seed(0)
+    given, made = nn.Linear(3, 4), nn.Linear(3, 4)
+    made.load_state_dict(given.state_dict())
+    inputs = torch.rand(5, 3)
+    first, second = _make(given, kind), _make(made, kind)
+    for _ in range(3):
+        first.zero_grad()
+        given(inputs).square().sum().backward()
+        first.step()
+
+        def closure():
+            second.zero_grad()
+            loss = made(inputs).square().sum()
+            loss.backward()
+            return loss
+
+        assert second.step(closure) > 0
+    torch.testing.assert_close(made.weight, given.weight, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("color", ["y", "rgb"])
 @pytest.mark.parametrize("kind", MATRIX)
 def test_they_train_a_student(kind, color):

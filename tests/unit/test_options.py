@@ -31,6 +31,7 @@ MINIMAL = {
     "losses": [{"type": "l1"}],
     "train": {"total_steps": 10},
 }
+TINY_CROPS = {"train": [{"hr": "embedded"}], "lr_size": 8}
 RECORDED, ON_GPU = {"total_steps": 9, "cuda_graph": True}, {"train": [{"hr": "embedded"}], "device": "cuda"}
 
 
@@ -127,6 +128,44 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ({"losses": [{"type": "l1", "weight": 0.0}]}, "nothing would be learned"),
         ({"losses": [{"type": "l1", "weight": float("nan")}]}, "losses.0.weight"),
         ({"losses": []}, "losses"),
+        (
+            {"losses": [{"type": "lpips", "network": "squeeze"}], "scale": 2, "data": TINY_CROPS},
+            "at least 17x17 pixels, and a crop has 16x16",
+        ),
+        (
+            {"losses": [{"type": "lpips"}], "scale": 3, "data": TINY_CROPS},
+            "at least 31x31 pixels, and a crop has 24x24",
+        ),
+        (
+            {"losses": [{"type": "perceptual", "layers": {"pool5": 1.0}}], "scale": 2, "data": TINY_CROPS},
+            "at least 32x32",
+        ),
+        ({"seed": 2**32}, "seed"),
+        ({"optimizer": {"type": ["adam"]}}, "optimizer.type"),
+        ({"teachers": [{"name": "bicubic", "model": "edsr_x4"}]}, "something else in the log"),
+        (
+            {
+                "peers": [{"type": "fsrcnn"}],
+                "losses": [
+                    {"type": "l1", "student": "student"},
+                    {"type": "charbonnier", "student": "peer_1"},
+                    {"type": "mutual", "on": "sr", "against": "peers", "balance": {"after": 4}},
+                ],
+            },
+            "that peer_1 has is of this type",
+        ),
+        (
+            {
+                "peers": [{"type": "fsrcnn"}],
+                "losses": [
+                    {"type": "l1"},
+                    {"type": "mse", "student": "student", "name": "peer_1_x"},
+                    {"type": "mse", "student": "peer_1", "name": "x"},
+                    {"type": "mutual", "on": "sr", "against": "peers"},
+                ],
+            },
+            "several losses are called peer_1_x",
+        ),
         ({"name": "../elsewhere"}, "name: a name is made of"),
         ({"schedule": {"type": "multistep"}}, "milestones"),
         ({"schedule": {"type": "multistep", "milestones": [20, 10]}}, "ascending"),

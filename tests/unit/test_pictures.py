@@ -227,6 +227,16 @@ def test_animations_keep_their_frames_and_their_timing(source, target):
         )  # palettes are coarse
 
 
+def test_what_an_animation_shows_where_it_is_not_known_is_no_frame_of_it():
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    still, *moving = frames
+    picture = open_picture(
+        _saved(still, "PNG", save_all=True, append_images=moving, duration=[100, 200], default_image=True)
+    )
+    assert [frame.duration for frame in picture.frames] == [100, 200]
+    assert [tuple(frame.rows.whole()[0, 0, :3]) for frame in picture.frames] == [(0, 128, 0), (0, 0, 255)]
+
+
 def test_pages_of_a_tiff():
     pages = [PHOTO.rotate(angle) for angle in (0, 30)]
     picture = open_picture(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
+from sr_distill import Distiller
 from sr_distill.data import embedded
 from sr_distill.data.color import luma
 from sr_distill.data.middles import shrunk_middle
@@ -217,6 +218,20 @@ def test_a_run_trains_the_rounding_student(tmp_path):
     torch.testing.assert_close(student.unrounded().eval()(image), model.eval()(image), atol=1e-5, rtol=1e-5)
     _, largest = ranges(student.net)["head.0"][0]
     assert largest == pytest.approx(1, abs=0.01)  # of photographs: it begins as an export does
+
+
+def test_ranges_follow_a_step_and_not_what_a_loss_replays():
+    """FCFD runs the student on from the teacher's maps: these are none of its own."""
+    teacher, found = build_model(small("edsr"), 2), []
+    lr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
+    for loss in ({"type": "fitnet"}, {"type": "fcfd", "direction": "teacher_to_student"}):
+        torch.manual_seed(0)
+        student = quantised(build_model(small("mobile_sr"), 2), 1.0)
+        calibrate(student, [lr])
+        Distiller(student, teacher, [{"type": "l1"}, loss]).train()(lr, hr)
+        own = [module for module in student.modules() if isinstance(module, Range)]
+        found.append([float(value) for each in own for value in (each.least, each.largest)])
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_what_cannot_be_trained_for_int8_is_said(tmp_path):

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from sr_distill.errors import UserError
+
 from ..conftest import ROOT
 
 
@@ -27,6 +29,12 @@ def test_the_options_of_every_variant_are_valid_and_differ(study):
         }
         assert {runs._base_of(variant) for variant in options} <= set(options)
         assert len({str(each) for each in options.values()}) == len(options)
+
+
+@pytest.mark.parametrize("part", ["0/0", "2/2", "1", "a/b"])
+def test_a_part_that_is_none_is_refused(study, part):
+    with pytest.raises(UserError, match="it should be I/N"):
+        study.main(["teacher", "run", "--part", part])
 
 
 def test_a_table_and_a_way_compare_runs_of_the_same_seed(study, monkeypatch, tmp_path, capsys):
