@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,13 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, (rank, _) = pick_device(args.device), process_share()
     problems: list[str] = []
     root = args.data_root or data_root()
-    sets = list(those_that_open(args.datasets, lambda name: open_set(name, args.scale, root), problems).values())
+    sets = _told_apart(those_that_open(args.datasets, lambda name: open_set(name, args.scale, root), problems))
     problems += [problem for benchmark in sets if (problem := benchmark.unlike_lr(args.scale))]
     teacher = load_models([args.teacher], args.scale, args.runtime, args.architecture)[0] if args.teacher else None
     opened = those_that_open(
         args.model, lambda n: open_in(split_label(n)[1], args.scale, args.runtime, args.architecture), problems
     )
-    students = [model.renamed(label) for model, label in zip(opened.values(), labels_of(list(opened)))]
+    labels = labels_of([*opened, *([args.teacher] if args.teacher else [])])
+    if "bicubic" in labels:
+        raise UserError("bicubic is the name of a row that is always there: give the model another (LABEL=M).")
+    students = [model.renamed(label) for model, label in zip(opened.values(), labels)]
+    teacher = teacher and teacher.renamed(labels[-1])
     models = [bicubic_model(args.scale), *students]
     metrics, missing = _metrics(args.metrics, args.lpips, args.scale)
     if missing and args.lpips != "auto":  # asked for by name, and not had
@@ -193,6 +199,12 @@ def _remarks(sets: Sequence[BenchmarkSet], scale: int, results: Sequence[SetResu
         if benchmark.made_lr:
             remarks.append(f"{benchmark.name}: LR made here for {benchmark.made_lr} of {len(benchmark.images)} images.")
     return remarks
+
+
+def _told_apart(sets: Mapping[str, BenchmarkSet]) -> list[BenchmarkSet]:
+    """Sets by what the user calls them; those of one name have the whole of that for a name."""
+    counts = Counter(each.name for each in sets.values())
+    return [replace(each, name=given) if counts[each.name] > 1 else each for given, each in sets.items()]
 
 
 def _profiles(models: Sequence[SRModel], given: Sequence[str], device: torch.device) -> dict[str, Profile]:

@@ -366,6 +366,22 @@ def test_held_out_photos_are_photos():
         assert read_rgb(image.hr).std() > 20
 
 
+def test_sets_and_models_of_one_name_are_told_apart(tmp_path, capsys):
+    for index, folder in enumerate("ab"):
+        write_image(tmp_path / f"{folder}/HR/{index}.png", natural_image(40, 48, seed=index))
+        save_model(build_model(small("mobile_sr"), 2), tmp_path / f"{folder}/net.safetensors")
+    sets, models = ([str(tmp_path / folder / name) for folder in "ab"] for name in ("HR", "net.safetensors"))
+    arguments = ["evaluate", "--datasets", *sets, "--scale", "2", "--metrics", "psnr_y", "--no-profile"]
+    report = ["--out", str(tmp_path / "report")]
+    assert main([*arguments, "--model", models[0], "--teacher", models[1], *report]) == 0
+    rows = list(csv.DictReader((tmp_path / "report/results.csv").open()))
+    assert {row["set"] for row in rows} == set(sets)
+    assert {row["model"] for row in rows} == {"bicubic", *models}
+    assert (tmp_path / "report/report.html").is_file()
+    assert main([*arguments, "--model", f"bicubic={models[0]}"]) == 2
+    assert "give the model another" in capsys.readouterr().err
+
+
 def test_the_command_names_a_wrong_metric_and_measures_others(tmp_path, capsys):
     write_image(tmp_path / "set/a.png", natural_image(48, 64))
     arguments = ["--datasets", str(tmp_path / "set"), "--scale", "2", "--device", "cpu", "--metrics"]
