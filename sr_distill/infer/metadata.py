@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+_OF_THE_IMAGE = rb"tiff:Orientation|tiff:ImageWidth|tiff:ImageLength|exif:PixelXDimension|exif:PixelYDimension"
 _COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 
 
@@ -41,7 +43,7 @@ def metadata_of(image: Image.Image, file: BinaryIO | None = None) -> Metadata:
     return Metadata(
         icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or None,
         exif=_exif(image),
-        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
+        xmp=_xmp(xmp.encode() if isinstance(xmp, str) else xmp),
         dpi=dpi if dpi and all(1 < side < 1e6 for side in dpi) else None,  # 1: a TIFF that does not say
         texts=tuple(
             (str(key), str(value)) for key, value in getattr(image, "text", {}).items() if key != "XML:com.adobe.xmp"
@@ -56,12 +58,21 @@ def _exif(image: Image.Image) -> bytes | None:
         exif = image.getexif()
         if not len(exif) or "exif" not in image.info:  # a TIFF's are its own tags
             return None
-        exif.pop(ExifTags.Base.Orientation, None)
+        for tag in (ExifTags.Base.Orientation, ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength):
+            exif.pop(tag, None)
         inner = exif.get_ifd(ExifTags.IFD.Exif)
         for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
             inner.pop(tag, None)
         return exif.tobytes() or None
     return None
+
+
+def _xmp(packet: bytes | None) -> bytes | None:
+    """An XMP packet without the orientation and the size of the image, as attributes or elements."""
+    if not isinstance(packet, bytes):
+        return None
+    packet = re.sub(rb"\s+(?:" + _OF_THE_IMAGE + rb")=(?:\"[^\"]*\"|'[^']*')", b"", packet)
+    return re.sub(rb"<(" + _OF_THE_IMAGE + rb")>[^<]*</\1>", b"", packet)
 
 
 def _chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:

@@ -8,13 +8,13 @@ import io
 import itertools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..data.images import image_size
 from ..errors import UserError
@@ -31,6 +31,15 @@ SUFFIXES = frozenset({
 MOST_MEGAPIXELS = 300
 """Of an image that is read without being told that it may have more."""
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _KIND_OF_PAGE = 254  # a tag of TIFF
 _OPENING = threading.Lock()  # Pillow's limit is global
 
@@ -91,6 +100,7 @@ def open_picture(source: Path | bytes, most_megapixels: float = MOST_MEGAPIXELS)
         UserError: names the file and the reason (missing, not an image, cut off, too large, ...).
     """
     name = "standard input" if isinstance(source, bytes) else str(source)
+    check = functools.partial(_check_size, frames=1, name=name, most_megapixels=most_megapixels)
     _register_heif()
     try:
         with contextlib.ExitStack() as stack:
@@ -103,10 +113,9 @@ def open_picture(source: Path | bytes, most_megapixels: float = MOST_MEGAPIXELS)
                 file.seek(0)
                 if file.read(2) not in (b"II", b"MM"):
                     raise
-                check = functools.partial(_check_size, frames=1, name=name, most_megapixels=most_megapixels)
                 return _of_tiff(read_tiff(file, check))
-            _check_size(image.size, getattr(image, "n_frames", 1), name, most_megapixels)
-            return _decoded(image, file)
+            check(image.size, frames=getattr(image, "n_frames", 1))
+            return _decoded(image, file, check)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
     except FileNotFoundError as error:
@@ -139,11 +148,11 @@ def picture_of(image: Image.Image) -> Picture:
     return Picture(image.format or "PNG", (Frame(_rows(turned)),), metadata_of(turned))
 
 
-def _decoded(image: Image.Image, file: BinaryIO) -> Picture:
+def _decoded(image: Image.Image, file: BinaryIO, check: Callable[..., None]) -> Picture:
     count = getattr(image, "n_frames", 1)
     kind = image.format or "PNG"
     if count > 1 and kind == "TIFF":
-        return _pages(image, file, count)
+        return _pages(image, file, count, check)
     if count > 1 and kind in ("GIF", "WEBP", "PNG", "AVIF"):
         return _animation(image, count)
     pixels = deep_pixels(image, file)
@@ -160,13 +169,15 @@ def _decoded(image: Image.Image, file: BinaryIO) -> Picture:
 
 
 def _animation(image: Image.Image, count: int) -> Picture:
-    frames = []
+    frames, turn = [], _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     # What an APNG shows where animations are not known need not be part of it.
     first = int(bool(image.info.get("default_image")))
     for frame in itertools.islice(ImageSequence.Iterator(image), first, None):
         still = frame.convert(
             "RGBA" if _has_transparency(frame) or (frames and frames[0].rows.channels == 4) else frame.mode
         )
+        # By hand: what is converted need not know any more that it has to be turned.
+        still = still if turn is None else still.transpose(turn)
         frames.append(Frame(_rows(still), float(frame.info.get("duration", 0))))
     most = max(frame.rows.channels for frame in frames)
     same = tuple(replace(frame, rows=_with_channels(frame.rows, most)) for frame in frames)
@@ -177,10 +188,11 @@ def _animation(image: Image.Image, count: int) -> Picture:
     return Picture(image.format, same, metadata_of(image), loop)
 
 
-def _pages(image: Image.Image, file: BinaryIO, count: int) -> Picture:
+def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., None]) -> Picture:
     pages = []
     for index in range(count):
         image.seek(index)
+        check(image.size)  # each has its own
         if pages and image.tag_v2.get(_KIND_OF_PAGE, 0) & 1:  # the same picture, smaller
             continue
         pixels = deep_pixels(image, file, index)
@@ -198,7 +210,11 @@ def _of_tiff(tiff: Tiff) -> Picture:
 def _rows(image: Image.Image) -> Rows:
     """The pixels of a decoded image, converted as its rows are asked for."""
     if image.mode in MODES:
-        return rows_of(sixteen_bits(image)[:, :, None])
+        gray = sixteen_bits(image)
+        clear = image.info.get("transparency")  # the one value that is
+        if isinstance(clear, int):
+            return rows_of(np.stack([gray, np.where(gray == clear, 0, 65535).astype(np.uint16)], 2))
+        return rows_of(gray[:, :, None])
     if image.mode == "LAB":
         image = _by_profile(image, ImageCms.createProfile("LAB"))
     elif image.mode == "CMYK" and image.info.get("icc_profile"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import skimage.io
 import tifffile
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from sr_distill.errors import UserError
 from sr_distill.infer import FORMATS, open_picture, picture_of, to_image, write_picture
@@ -235,6 +235,54 @@ def test_what_an_animation_shows_where_it_is_not_known_is_no_frame_of_it():
     )
     assert [frame.duration for frame in picture.frames] == [100, 200]
     assert [tuple(frame.rows.whole()[0, 0, :3]) for frame in picture.frames] == [(0, 128, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_animation_is_turned_as_it_says(kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    more = {"lossless": True} if kind == "WEBP" else {}
+    frames = [PHOTO, PHOTO.rotate(30)]
+    data = _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, exif=exif.tobytes(), **more)
+    picture = open_picture(data)
+    for frame, source in zip(picture.frames, frames):
+        source.getexif()[ExifTags.Base.Orientation] = orientation
+        expected = ImageOps.exif_transpose(source)
+        np.testing.assert_array_equal(frame.rows.whole()[:, :, :3], np.asarray(expected))
+        source.getexif().pop(ExifTags.Base.Orientation)
+    assert len(picture.frames) == 2
+
+
+def test_the_transparent_value_of_deep_gray_is_transparent():
+    gray = np.array([[0, 1234], [1234, 65535]], np.uint16)
+    pixels = open_picture(_saved(Image.fromarray(gray), "PNG", transparency=1234)).frames[0].rows.whole()
+    np.testing.assert_array_equal(pixels[:, :, 0], gray)
+    np.testing.assert_array_equal(pixels[:, :, 1], [[65535, 0], [0, 65535]])
+
+
+def test_a_later_page_that_is_too_large_is_refused():
+    pages = [Image.new("L", (4, 4)), Image.new("L", (300, 300))]
+    with pytest.raises(UserError, match="300x300 are 0 megapixels, and at most 0.05"):
+        open_picture(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 0.05)
+
+
+def test_sizes_in_pixels_and_the_orientation_are_left_out():
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength], exif[ExifTags.Base.Artist] = 34, 24, "me"
+    xmp = (
+        b'<x:xmpmeta><rdf:Description tiff:ImageWidth="34" tiff:Make=\'m\' exif:PixelYDimension="24">'
+        b"<tiff:Orientation>6</tiff:Orientation><tiff:Model>o</tiff:Model></rdf:Description></x:xmpmeta>"
+    )
+    kept = open_picture(_saved(PHOTO, "JPEG", exif=exif.tobytes(), xmp=xmp)).metadata
+    left = Image.Exif()
+    left.load(kept.exif)
+    assert left[ExifTags.Base.Artist] == "me"
+    assert not {ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength} & set(left)
+    assert (
+        kept.xmp
+        == b"<x:xmpmeta><rdf:Description tiff:Make='m'><tiff:Model>o</tiff:Model></rdf:Description></x:xmpmeta>"
+    )
 
 
 def test_pages_of_a_tiff():
