@@ -98,6 +98,8 @@ class Embeddings(nn.Module):
     kept in checkpoints. Mean over the pairs.
     """
 
+    remembers_samples = True
+
     def __init__(self, options: ContrastiveRepresentation, pairs: Sequence[FeaturePair]) -> None:
         super().__init__()
         self.options, size = options, options.dimensions

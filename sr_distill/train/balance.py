@@ -29,7 +29,7 @@ def find_weights(
     """Give a weight to every term with ``balance`` that has none and a place in ``weights``: ``ratio sum_b |g'_b| / sum_b |g_b|``.
 
     g_b is the gradient of the unweighted term on its student's weights in batch b, g'_b that of the weighted terms that it is measured
-    by. No weight of a network is changed, nor what terms and layers remember of batches. Rounded to four digits, so that processes and
+    by. No weight of a network is changed, nor the samples that terms remember. Rounded to four digits, so that processes and
     devices agree.
 
     Args:
@@ -62,8 +62,9 @@ def find_weights(
 
 @contextlib.contextmanager
 def _memory_kept(task: DistillationTask) -> Iterator[None]:
-    """Statistics and remembered samples are afterwards what they were: the steps that follow see these batches again, as new ones."""
-    before = [(buffer, buffer.clone()) for buffer in task.buffers()]
+    """Samples that terms remember are afterwards those of before: the steps that follow see these batches again, as new ones."""
+    remembering = [module for module in task.modules() if getattr(module, "remembers_samples", False)]
+    before = [(buffer, buffer.clone()) for module in remembering for buffer in module.buffers()]
     try:
         yield
     finally:
