@@ -31,15 +31,6 @@ SUFFIXES = frozenset({
 MOST_MEGAPIXELS = 300
 """Of an image that is read without being told that it may have more."""
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
 _KIND_OF_PAGE = 254  # a tag of TIFF
 _OPENING = threading.Lock()  # Pillow's limit is global
 
@@ -169,16 +160,15 @@ def _decoded(image: Image.Image, file: BinaryIO, check: Callable[..., None]) -> 
 
 
 def _animation(image: Image.Image, count: int) -> Picture:
-    frames, turn = [], _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    frames, orientation = [], image.getexif().get(ExifTags.Base.Orientation, 1)
     # What an APNG shows where animations are not known need not be part of it.
     first = int(bool(image.info.get("default_image")))
     for frame in itertools.islice(ImageSequence.Iterator(image), first, None):
         still = frame.convert(
             "RGBA" if _has_transparency(frame) or (frames and frames[0].rows.channels == 4) else frame.mode
         )
-        # By hand: what is converted need not know any more that it has to be turned.
-        still = still if turn is None else still.transpose(turn)
-        frames.append(Frame(_rows(still), float(frame.info.get("duration", 0))))
+        still.getexif()[ExifTags.Base.Orientation] = orientation  # which a frame need not know
+        frames.append(Frame(_rows(ImageOps.exif_transpose(still)), float(frame.info.get("duration", 0))))
     most = max(frame.rows.channels for frame in frames)
     same = tuple(replace(frame, rows=_with_channels(frame.rows, most)) for frame in frames)
     if "loop" in image.info:

@@ -195,11 +195,13 @@ def _where_to_go_on(started: RunOptions, now: RunOptions, checkpoints: list[Path
 
     Of a wsd run that is prolonged it is the last one at which the longer run would be where the shorter one was.
     """
+    last = None
     for path in reversed(checkpoints):
-        planned = _planned(started, path)
-        if step_of(path) <= _shared_steps(planned, now):
-            return path, planned
-    return (checkpoints[-1], _planned(started, checkpoints[-1])) if checkpoints else (None, started)
+        found = path, _planned(started, path)
+        if step_of(path) <= _shared_steps(found[1], now):
+            return found
+        last = last or found
+    return last or (None, started)
 
 
 def _planned(started: RunOptions, checkpoint: Path) -> RunOptions:
