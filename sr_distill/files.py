@@ -22,6 +22,7 @@ except ImportError:  # not on Windows, where abandoned files stay
     fcntl = None
 
 _PREFIX, _YOUNG = ".writing-", 60.0
+_LONGEST_NAME = 200  # bytes; file systems take 255
 
 DATA_ROOT_VARIABLE = "SR_DISTILL_DATA"
 
@@ -74,7 +75,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
-        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=f"-{path.name}", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_ending(path), dir=path.parent)
         temporary = Path(name)
         with _held(handle):
             yield temporary
@@ -106,7 +107,7 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
-        work = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=f"-{folder.name}", dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_ending(folder), dir=folder.parent))
         with _held(os.open(work, os.O_RDONLY)):
             yield work
             work.chmod(0o777 & ~_mask())
@@ -125,6 +126,11 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
 def is_temporary(path: Path) -> bool:
     """Whether this is a name that is written to before the right one is given."""
     return path.name.startswith(_PREFIX)
+
+
+def _ending(path: Path) -> str:
+    """Of a temporary name: the whole name, for who finds it, or its suffix, which writers look at, where the two would be too long."""
+    return f"-{path.name}" if len(os.fsencode(path.name)) <= _LONGEST_NAME else path.suffix
 
 
 @contextlib.contextmanager

@@ -1,22 +1,21 @@
-"""Images of more than 8 bits, which Pillow reads as 8 or not at all."""
+"""Images of more than 8 bits, which Pillow reads as 8."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import UserError
+from .tiff import deep_page, turned
 
 MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's, for gray of more than 8 bits."""
 
 _GRAY_AND_ALPHA = 4  # of a PNG's colour types
-_PROFILE = 34675  # a tag of TIFF
+_SIZE_IN_JPEG2000 = b"\xff\x4f\xff\x51"  # markers SOC and SIZ
+_TO_PRECISION = 42  # bytes, to Ssiz of the first component
 
 
 def sixteen_bits(image: Image.Image) -> np.ndarray:
@@ -37,16 +36,24 @@ def sixteen_bits(image: Image.Image) -> np.ndarray:
 
 
 def deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarray | None:
-    """Colours of 16 bits, which Pillow reads as 8: uint16 (H, W, C); None for every other image."""
+    """Values of 16 bits that Pillow reads as 8, or not as they are meant: uint16 (H, W, C); None for every other image."""
     if image.format == "PNG":
-        file.seek(0)
-        header = file.read(26)
-        if header[24] != 16 or header[25] == 0:
+        if not is_deep_png(file):
             return None
-        return _deep_png(file, gray=header[25] == _GRAY_AND_ALPHA)
-    if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16} and len(image.tag_v2[258]) > 1:
-        return _deep_tiff(file, page)
+        file.seek(0)
+        kind = file.read(26)[25]
+        return None if kind == 0 else _turned(_deep_png(file, gray=kind == _GRAY_AND_ALPHA), image)
+    if image.format == "JPEG2000":
+        return _deep_jpeg2000(file)
+    if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16}:
+        return deep_page(file, page)
     return None
+
+
+def is_deep_png(file: BinaryIO) -> bool:
+    """Whether a PNG has 16 bits."""
+    file.seek(24)
+    return file.read(1) == b"\x10"
 
 
 def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
@@ -64,75 +71,22 @@ def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, :, [2, 3] if gray else [2, 1, 0, 3][: pixels.shape[2]]])
 
 
-def _deep_tiff(file: BinaryIO, page: int) -> np.ndarray:
+def _deep_jpeg2000(file: BinaryIO) -> np.ndarray | None:
+    """By imagecodecs; 9 to 15 bits become 16."""
+    import imagecodecs
+
     file.seek(0)
-    with _tifffile().TiffFile(file) as tiff:
-        return _channels_last(tiff.pages[page].asarray(), tiff.pages[page].axes)
+    content = file.read()
+    precision = content[content.find(_SIZE_IN_JPEG2000) + _TO_PRECISION]
+    if precision & 128 or precision < 8:  # signed, or of 8 bits
+        return None
+    pixels = imagecodecs.jpeg2k_decode(content)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint16 or pixels.shape[2] > 4:
+        return None
+    return np.rint(pixels * (65535 / (2 ** (precision + 1) - 1))).astype(np.uint16)
 
 
-@dataclass(frozen=True)
-class Tiff:
-    """The first page of a TIFF that Pillow does not know (gray and alpha of 16 bits, ...).
-
-    Attributes:
-        pixels: uint8 or uint16, (H, W, C).
-        icc: colour profile.
-        dpi: pixels per inch.
-        pages: how many there are.
-    """
-
-    pixels: np.ndarray
-    icc: bytes | None
-    dpi: tuple[float, float] | None
-    pages: int
-
-
-def read_tiff(file: BinaryIO, check: Callable[[tuple[int, int]], object]) -> Tiff:
-    """Read the first page of such a TIFF.
-
-    Args:
-        check: is given its width and height before anything is decoded.
-
-    Raises:
-        UserError: it is no picture of 1 to 4 channels of 8 or 16 bits.
-    """
-    file.seek(0)
-    with _tifffile().TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        check((page.imagewidth, page.imagelength))
-        profile = page.tags.get(_PROFILE)
-        pixels = _channels_last(page.asarray(), page.axes)
-        dpi = tuple(map(float, page.get_resolution("inch"))) if page.resolutionunit in (2, 3) else None
-        pages = len(tiff.pages)
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"its values are {pixels.dtype}; pictures have 8 or 16 bits.")
-    return Tiff(pixels, bytes(profile.value) if profile is not None else None, dpi, pages)
-
-
-def _tifffile() -> Any:
-    """The package, which logs of damage what it also raises."""
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    return tifffile
-
-
-def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
-    """A page of a TIFF as (H, W, C)."""
-    if axes == "YX":
-        pixels = pixels[:, :, None]
-    elif axes == "SYX":
-        pixels = pixels.transpose(1, 2, 0)
-    elif axes != "YXS":
-        raise UserError(f"a TIFF with the axes {axes} is no picture of rows, columns and channels.")
-    if pixels.shape[2] > 4:
-        raise UserError(f"it has {pixels.shape[2]} channels; pictures have 1 to 4.")
-    return np.ascontiguousarray(pixels)
-
-
-def transposed(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Turned as the EXIF orientation says."""
-    turn = {2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.swapaxes(0, 1),
-            6: lambda p: p[::-1].swapaxes(0, 1), 7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
-            8: lambda p: p[:, ::-1].swapaxes(0, 1)}.get(image.getexif().get(ExifTags.Base.Orientation), lambda p: p)  # fmt: skip
-    return np.ascontiguousarray(turn(pixels))
+def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    image.load()  # the EXIF block of a PNG may come after the pixels
+    return turned(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -100,7 +100,7 @@ def jobs_for(
         overwrite: make again what is there.
 
     Raises:
-        UserError: ``output`` is one file and there are several, or of another kind, or it is the image itself, or there already.
+        UserError: ``output`` is one file and there are several, or of another kind, or there already; or a result is an image itself.
     """
     if output == STANDARD:
         if _only(names, output).suffix.lower() in VIDEO_SUFFIXES:
@@ -112,6 +112,11 @@ def jobs_for(
         Job(file, output / target, how)
         for (file, how), target in zip(_kinds(names, kind), _targets(names, label, kind))
     ]
+    itself = next(
+        (job for job in jobs if job.source != STANDARD and job.source.resolve() == job.target.resolve()), None
+    )
+    if itself is not None:
+        raise UserError(f"{itself.target}: the result would take the place of the image: another -o, or a --suffix.")
     made = {job.target.resolve() for job in jobs}
     todo = [job for job in jobs if job.source.resolve() not in made or job.source == STANDARD]
     notes = (

@@ -11,6 +11,9 @@ from typing import BinaryIO
 from PIL import ExifTags, Image
 
 _OF_THE_IMAGE = rb"tiff:Orientation|tiff:ImageWidth|tiff:ImageLength|exif:PixelXDimension|exif:PixelYDimension"
+XMP_KEYWORD = "XML:com.adobe.xmp"
+"""Of a PNG's text that is an XMP packet."""
+
 _COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 
 
@@ -43,13 +46,16 @@ def metadata_of(image: Image.Image, file: BinaryIO | None = None) -> Metadata:
     return Metadata(
         icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or None,
         exif=_exif(image),
-        xmp=_xmp(xmp.encode() if isinstance(xmp, str) else xmp),
+        xmp=without_sizes(xmp.encode() if isinstance(xmp, str) else xmp),
         dpi=dpi if dpi and all(1 < side < 1e6 for side in dpi) else None,  # 1: a TIFF that does not say
-        texts=tuple(
-            (str(key), str(value)) for key, value in getattr(image, "text", {}).items() if key != "XML:com.adobe.xmp"
-        ),
+        texts=tuple((str(key), str(value)) for key, value in getattr(image, "text", {}).items() if key != XMP_KEYWORD),
         color_chunks=_chunks(file) if image.format == "PNG" and file is not None else (),
     )
+
+
+def color_chunks(metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """Those of a PNG that hold beside its profile."""
+    return [chunk for chunk in metadata.color_chunks if metadata.icc is None or chunk[0] == b"cICP"]
 
 
 def _exif(image: Image.Image) -> bytes | None:
@@ -67,7 +73,7 @@ def _exif(image: Image.Image) -> bytes | None:
     return None
 
 
-def _xmp(packet: bytes | None) -> bytes | None:
+def without_sizes(packet: bytes | None) -> bytes | None:
     """An XMP packet without the orientation and the size of the image, as attributes or elements."""
     if not isinstance(packet, bytes):
         return None

@@ -18,9 +18,10 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, Unidentified
 
 from ..data.images import image_size
 from ..errors import UserError
-from .deep import MODES, Tiff, deep_pixels, read_tiff, sixteen_bits, transposed
-from .metadata import Metadata, metadata_of
+from .deep import MODES, deep_pixels, is_deep_png, sixteen_bits
+from .metadata import Metadata, metadata_of, without_sizes
 from .rows import BAND, Rows, rows_of
+from .tiff import Tiff, read_tiff
 
 SUFFIXES = frozenset({
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".tga",
@@ -145,21 +146,20 @@ def _decoded(image: Image.Image, file: BinaryIO, check: Callable[..., None]) -> 
     if count > 1 and kind == "TIFF":
         return _pages(image, file, count, check)
     if count > 1 and kind in ("GIF", "WEBP", "PNG", "AVIF"):
-        return _animation(image, count)
+        return _animation(image, file, count)
     pixels = deep_pixels(image, file)
     image.load()
     notes: tuple[str, ...] = ()
     if count > 1:  # a phone's HEIC or MPO with a second view
         notes = (f"of its {count} pictures the first is upscaled.",)
-    if pixels is not None:
-        rows = rows_of(transposed(pixels, image))
+    if image.mode == "CMYK" and kind == "TIFF" and 16 in image.tag_v2.get(258, ()):
+        notes = ("its CMYK of 16 bits is read with 8.",)
     ImageOps.exif_transpose(image, in_place=True)
-    if pixels is None:
-        rows = _rows(image)
+    rows = _rows(image) if pixels is None else rows_of(pixels)
     return Picture(kind, (Frame(rows),), metadata_of(image, file), notes=notes)
 
 
-def _animation(image: Image.Image, count: int) -> Picture:
+def _animation(image: Image.Image, file: BinaryIO, count: int) -> Picture:
     frames, orientation = [], image.getexif().get(ExifTags.Base.Orientation, 1)
     # What an APNG shows where animations are not known need not be part of it.
     first = int(bool(image.info.get("default_image")))
@@ -175,7 +175,9 @@ def _animation(image: Image.Image, count: int) -> Picture:
         loop = int(image.info["loop"])
     else:
         loop = None if image.format == "GIF" else 0
-    return Picture(image.format, same, metadata_of(image), loop)
+    deep = image.format == "PNG" and is_deep_png(file)
+    notes = ("it is an animation of 16 bits, of which 8 are read.",) * deep
+    return Picture(image.format, same, metadata_of(image, file), loop, notes)
 
 
 def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., None]) -> Picture:
@@ -194,7 +196,8 @@ def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., 
 
 def _of_tiff(tiff: Tiff) -> Picture:
     notes = (f"of its {tiff.pages} pictures the first is upscaled.",) if tiff.pages > 1 else ()
-    return Picture("TIFF", (Frame(rows_of(tiff.pixels)),), Metadata(icc=tiff.icc, dpi=tiff.dpi), notes=notes)
+    metadata = Metadata(icc=tiff.icc, xmp=without_sizes(tiff.xmp), dpi=tiff.dpi)
+    return Picture("TIFF", (Frame(rows_of(tiff.pixels)),), metadata, notes=notes)
 
 
 def _rows(image: Image.Image) -> Rows:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .metadata import Metadata
+from .metadata import XMP_KEYWORD, Metadata, color_chunks
 from .rows import Pixels, Rows
 
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -88,15 +88,14 @@ def _describe(file: BinaryIO, metadata: Metadata) -> None:
     """The chunks before the pixels."""
     if metadata.icc is not None:
         _chunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc))
-    for kind, content in metadata.color_chunks:
-        if metadata.icc is None or kind == b"cICP":
-            _chunk(file, kind, content)
+    for kind, content in color_chunks(metadata):
+        _chunk(file, kind, content)
     if metadata.dpi is not None:
         _chunk(file, b"pHYs", struct.pack(">IIB", *(round(side / _INCH) for side in metadata.dpi), 1))
     if metadata.exif is not None:
         _chunk(file, b"eXIf", metadata.exif.removeprefix(b"Exif\0\0"))
     if metadata.xmp is not None:
-        _chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
+        _chunk(file, b"iTXt", XMP_KEYWORD.encode() + b"\0\0\0\0\0" + metadata.xmp)
     for key, value in metadata.texts:
         name = key.encode("latin-1", "replace")[:79]
         if name:

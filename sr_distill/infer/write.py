@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ..errors import UserError
-from .metadata import Metadata
+from .metadata import XMP_KEYWORD, Metadata, color_chunks
 from .picture import Frame, Picture
 from .png import write_png
 from .rows import Pixels, Rows, converted
 
+_XMP = 700  # a tag of TIFF
+_SEGMENT = 65533  # bytes of EXIF in a JPEG
+_OF_XMP = 29  # bytes of its segment that say that it is XMP
 _PAPER = 255  # what is transparent becomes white where a format has no transparency
 
 
@@ -86,11 +89,7 @@ def check(picture: Picture, size: tuple[int, int], kind: str) -> list[str]:
         notes.append(f"{kind} has no transparency: it becomes white.")
     if rows.dtype == np.uint16 and not writer.deep:
         notes.append(f"{kind} has 8 bits: of 16 bits the upper half is kept.")
-    if picture.metadata.exif is not None and kind in ("tiff", "gif", "bmp"):
-        notes.append(f"{kind} is written without EXIF.")
-    if picture.metadata.icc is not None and kind in ("gif", "bmp"):
-        notes.append(f"{kind} is written without the colour profile: colours shift if it is not sRGB.")
-    return notes
+    return notes + _held(picture.metadata, kind)[1]
 
 
 def write_picture(file: BinaryIO, picture: Picture, kind: str) -> None:
@@ -99,6 +98,7 @@ def write_picture(file: BinaryIO, picture: Picture, kind: str) -> None:
     Raises:
         OSError: the file cannot be written, or the format does not take the picture.
     """
+    picture = replace(picture, metadata=_held(picture.metadata, kind)[0])
     if kind == "tiff":
         _write_tiff(file, picture)
     elif kind == "png" and not picture.is_animated:
@@ -117,10 +117,29 @@ def to_image(rows: Rows, metadata: Metadata | None = None) -> Image.Image:
     return image
 
 
+def _held(metadata: Metadata, kind: str) -> tuple[Metadata, list[str]]:
+    """What a format holds of this, and sentences about the rest."""
+    left: dict[str, str] = {}
+    if metadata.exif is not None and kind in ("tiff", "gif", "bmp"):
+        left["exif"] = f"{kind} is written without EXIF."
+    if metadata.icc is not None and kind in ("gif", "bmp"):
+        left["icc"] = f"{kind} is written without the colour profile: colours shift if it is not sRGB."
+    if metadata.icc is not None and metadata.icc[16:20] == b"GRAY" and kind in ("webp", "avif"):
+        left["icc"] = f"{kind} has no gray: it is written without the colour profile, which is one of gray."
+    if kind == "jpg":
+        for name, most in (("exif", _SEGMENT), ("xmp", _SEGMENT - _OF_XMP)):
+            length = len(getattr(metadata, name) or b"")
+            if length > most:
+                left[name] = f"jpg is written without {name.upper()}, which has {length:,} bytes; it holds {most:,}."
+    return replace(metadata, **dict.fromkeys(left)), list(left.values())
+
+
 def _write_by_pillow(file: BinaryIO, picture: Picture, kind: str) -> None:
     flatten = (lambda image: image) if FORMATS[kind].alpha else _on_white
     images = [flatten(to_image(converted(frame.rows, np.uint8))) for frame in picture.frames]
     settings = {**_SETTINGS.get(kind, {}), **_described(picture.metadata, _PILLOW[kind])}
+    if kind == "png":
+        settings["pnginfo"] = _png_info(picture.metadata)
     if picture.is_animated:
         durations = [frame.duration for frame in picture.frames]
         settings |= {"save_all": True, "append_images": images[1:], "duration": _timing(durations, kind)}
@@ -149,6 +168,18 @@ def _described(metadata: Metadata, pillow: str) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None and key in takes}
 
 
+def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
+    """What :func:`write_png` writes beside what Pillow takes as arguments."""
+    info = PngImagePlugin.PngInfo()
+    for kind, content in color_chunks(metadata):
+        info.add(kind, content)
+    if metadata.xmp is not None:
+        info.add_itxt(XMP_KEYWORD, metadata.xmp.decode("utf-8", "replace"))
+    for key, value in metadata.texts:
+        info.add_itxt(key, value, zip=True)
+    return info
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode not in ("LA", "RGBA"):
         return image
@@ -175,6 +206,8 @@ def _write_page(tiff: Any, frame: Frame, metadata: Metadata) -> None:
         described["iccprofile"] = metadata.icc
     if metadata.dpi is not None:
         described |= {"resolution": metadata.dpi, "resolutionunit": "INCH"}
+    if metadata.xmp is not None:
+        described["extratags"] = [(_XMP, 1, len(metadata.xmp), metadata.xmp, True)]
     if rows.has_alpha:
         described["extrasamples"] = ["unassalpha"]
     tiff.write(

@@ -110,3 +110,12 @@ def test_what_an_earlier_run_made_in_the_same_folder_is_left_alone(tmp_path):
         "b_x4.png",
     ]
     assert len(jobs_for(names, tmp_path / "out", "_x4", None)[0]) == 3
+
+
+def test_a_result_never_takes_the_place_of_its_image(tmp_path):
+    names = {tmp_path / "a.png": Path("a.png")}
+    (tmp_path / "a.png").touch()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="would take the place of the image: another -o, or a --suffix"):
+            jobs_for(names, tmp_path, "", None, overwrite)
+    assert jobs_for(names, tmp_path / "out", "", None)[0][0].target == tmp_path / "out/a.png"

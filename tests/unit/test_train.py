@@ -384,3 +384,13 @@ def test_atomic_path_in_a_thread(tmp_path):
     text = (tmp_path / "same").read_text()
     assert len(set(text)) == 1
     assert len(text) == 1000
+
+
+@pytest.mark.parametrize("length", [200, 201, 255])
+def test_names_as_long_as_file_systems_take_them(tmp_path, length):
+    path = tmp_path / ("ä" * ((length - 4) // 2) + "a" * (length % 2) + ".txt")
+    assert len(os.fsencode(path.name)) == length
+    with atomic_path(path) as temporary:
+        temporary.write_text("text")
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "text"
