@@ -97,7 +97,13 @@ def upscale(
         upscalers, wanted = open_for(str(model), wanted, prepare)
     enlarger = Enlarger(upscalers, wanted, seamless)
     if isinstance(image, (str, Path)):
-        return _of_picture(open_picture(Path(image)), enlarger)
+        picture = open_picture(Path(image))
+        if len(picture.frames) > 1:
+            raise UserError(
+                f"{image} has {len(picture.frames)} frames or pages, and one image comes out: open it with PIL and give the frame that it "
+                "shows, or let 'sr-distill inference' write them all."
+            )
+        return _of_picture(picture, enlarger)
     if isinstance(image, Image.Image):
         return _of_picture(picture_of(image), enlarger)
     if isinstance(image, np.ndarray):

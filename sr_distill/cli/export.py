@@ -20,6 +20,10 @@ from .common import add_architecture, labels_of, parse, run_command, split_label
 def main(arguments: Sequence[str] | None = None) -> int:
     """``export.py --model M --format onnx [ncnn ...] -o DIR``."""
     args = parse(_parser(), arguments)
+    if args.calibration is not None and args.precision != "int8":
+        raise UserError(
+            f"--calibration is for --precision int8, and this is {args.precision}: leave out one of the two."
+        )
     name, model = labels_of([args.model])[0], open_model(split_label(args.model)[1], args.scale, args.architecture)
     model = model.renamed(name)
     cards, problems = [], []

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..api import DEFAULT_MODEL
 from ..console import progress_bar
 from ..devices import keep_freed_memory, pick_device, process_share
+from ..errors import UserError
 from ..export import open_for
 from ..infer import (
     FORMATS,
@@ -44,6 +45,10 @@ _BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} megapixels [{elapsed
 def main(arguments: Sequence[str] | None = None) -> int:
     """``inference.py -i PATH ... -o FOLDER_OR_FILE [--model M] [--scale S] [--format F] ...``."""
     args = parse(_parser(), arguments)
+    if args.runtime not in (None, "torch") and args.precision in ("bf16", "fp16"):
+        raise UserError(
+            f"--runtime {args.runtime} computes in fp32: leave out --precision {args.precision}, or --runtime."
+        )
     scale = None if args.scale is None else parse_scale(args.scale)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

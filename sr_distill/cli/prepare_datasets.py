@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..console import progress_bar
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not source.is_dir():
             missing.append(name)
             continue
+        if args.source is not None and not is_selfexsr(source):
+            raise UserError(
+                f"--from {source}: there is no image_SRF_4/NAME_SRF_4_HR.png there: put the images into {base / name / 'HR'}."
+            )
         for findings in _handle(source, base / name, args.scales, args.check):
             for line in findings.done:
                 print(line)
@@ -59,19 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong or (missing and args.sets) else 0
 
 
-def _handle(source: Path, target: Path, scales: Sequence[int], check_only: bool) -> list[Findings]:
-    findings = []
-    if is_selfexsr(source):
-        if check_only:
-            return [
-                Findings(problems=[f"{source}: in SelfExSR's layout, which is to be converted (run without --check)."])
-            ]
-        findings.append(convert_selfexsr(source, target))
-    if not check_only:
-        bar = functools.partial(progress_bar, desc=target.name, unit="image", disable=None, leave=False)
-        findings.append(prepare_set(target, scales, bar))
-    findings.append(check_set(target, scales))
-    return findings
+def _handle(source: Path, target: Path, scales: Sequence[int], check_only: bool) -> Iterator[Findings]:
+    """What is done with a set, as it is done; a set that cannot be used does not keep the others from being."""
+    try:
+        if is_selfexsr(source):
+            if check_only:
+                unlike = f"{source}: in SelfExSR's layout, which is to be converted (run without --check)."
+                yield Findings(problems=[unlike])
+                return
+            yield convert_selfexsr(source, target)
+        if not check_only:
+            bar = functools.partial(progress_bar, desc=target.name, unit="image", disable=None, leave=False)
+            yield prepare_set(target, scales, bar)
+        yield check_set(target, scales)
+    except UserError as error:
+        yield Findings(problems=[str(error)])
 
 
 def _all(base: Path) -> list[str]:

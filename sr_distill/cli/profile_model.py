@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model, device, args.runs, find_file(split_label(name)[1]), args.runtime
         )
     print(format_columns(["model", *Profile.HEADER], [[name, *p.cells()] for name, p in profiles.items()]))
-    print(
-        f"\nLatency: median and half the distance of the quartiles of {args.runs} passes on {device}, float32, {args.runtime}."
-    )
+    print(f"\nLatency: median and half the distance of the quartiles of {args.runs} passes.")
     ratios = _ratios(profiles) if args.teacher else {}
     if ratios:
         teacher = list(profiles)[-1]

@@ -37,7 +37,10 @@ from .common import add_architecture, add_device, add_timing, load_models, parse
 def main(arguments: Sequence[str] | None = None) -> int:
     """``select_student.py --candidates FILE... --budget latency_ms=30 [--datasets Set5 Set14]``."""
     args = parse(_parser(), arguments)
-    budgets = dict(parse_budget(text) for text in args.budget)
+    limits = [parse_budget(text) for text in args.budget]
+    budgets = dict(limits)
+    if len(budgets) < len(limits):
+        raise UserError(f"--budget {' '.join(args.budget)}: each cost has one limit.")
     device, scale = pick_device(args.device), args.scale
     models = load_models(args.candidates, scale, architecture=args.architecture)
     scales = {model.spec.scale for model in models}
@@ -58,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     best = best_within({name: value for name, (_, value) in points.items()}, profiles, budgets)
     print(_table(quality, profiles, metric, front))
     print(f"\nPareto front ({metric.label} against {first}): {', '.join(front)}.")
-    limits = " and ".join(f"{name} <= {limit:g}" for name, limit in budgets.items()) or "no budget"
-    print(f"Best within {limits}: {best or 'none of them'}.")
+    within = " and ".join(f"{name} <= {limit:g}" for name, limit in budgets.items()) or "no budget"
+    print(f"Best within {within}: {best or 'none of them'}.")
     if args.out is not None:
         models_out = {n: {metric.label: quality[n], **profiles[n].as_dict(), "on_front": n in front} for n in quality}
         write_json(args.out, {"budget": budgets, "best": best, "front": front, "models": models_out})

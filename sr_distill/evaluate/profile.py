@@ -36,6 +36,7 @@ class Profile:
         peak_memory: bytes of all tensors that are alive at once in that pass, in float32, without the weights.
         latency_ms, spread_ms: median time of a pass at that output, measured here, and half the distance of the quartiles.
         device: where it was measured.
+        runtime: by what.
         file_bytes: size of its file; None if it has none.
     """
 
@@ -47,6 +48,7 @@ class Profile:
     spread_ms: float
     device: str
     file_bytes: int | None = None
+    runtime: str = "torch"
 
     HEADER: ClassVar[tuple[str, ...]] = (
         "parameters",
@@ -64,7 +66,7 @@ class Profile:
     def cells(self) -> list[str]:
         """The values as a table shows them, in the order of ``HEADER``."""
         file = "" if self.file_bytes is None else f"{self.file_bytes / 1e6:.2f} MB"
-        latency = f"{self.latency_ms:.1f} ± {self.spread_ms:.1f} ms ({self.device})"
+        latency = f"{self.latency_ms:.1f} ± {self.spread_ms:.1f} ms ({self.device}, {self.runtime})"
         return [
             f"{self.parameters / 1e3:,.1f} K",
             f"{self.macs / 1e9:,.2f} G",
@@ -89,10 +91,10 @@ def profile_model(
     Raises:
         UserError: the runtime cannot run the network, or it is an exported one, which has its own.
     """
-    if runtime != "torch" and hasattr(model.net, "cost"):
+    if runtime != "torch" and model.spec.runtime is not None:
         raise UserError(f"{model.spec.name} was exported and runs in its own runtime: leave out --runtime {runtime}.")
-    counts = getattr(model.net, "cost", None)  # of a network that another runtime runs, which cannot be looked into
-    counts = count_cost(model) if counts is None else counts()
+    # What another runtime runs cannot be looked into.
+    counts = count_cost(model) if model.spec.runtime is None else model.net.cost()
     model = SRModel(collapse(model.net), model.spec).eval()
     size = _input_size(model)
     times = measure_latency(model, size, device, runs, runtime)
@@ -102,6 +104,7 @@ def profile_model(
         latency_ms=statistics.median(times),
         spread_ms=(quartiles[2] - quartiles[0]) / 2,
         device=str(device),
+        runtime=model.spec.runtime or runtime,
         file_bytes=file.stat().st_size if file is not None and file.is_file() else None,
     )
 

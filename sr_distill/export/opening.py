@@ -65,5 +65,5 @@ def open_for(
         if scale is None or scale.factor is None or scale.factor != int(scale.factor):
             raise
         model = open_in(name, int(scale.factor), runtime, architecture)
-    own = model.spec.scale
-    return Upscalers([own], lambda each: prepare(model)), scale or Scale(float(own))
+    own, upscaler = model.spec.scale, prepare(model)
+    return Upscalers([own], lambda each: upscaler), scale or Scale(float(own))

@@ -122,7 +122,8 @@ def open_exported(path: Path, threads: int = 0) -> SRModel:
     run = kind.open(main, threads or torch.get_num_threads())
     files = sorted(path for path in main.parent.iterdir() if path.is_file())
     key = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    return _as_model(card["model"], run, signature, card["receptive_field"], lambda: card["cost"], key)
+    runtime = f"{kind.name} {card['precision']}"
+    return _as_model(card["model"], run, runtime, signature, card["receptive_field"], lambda: card["cost"], key)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -171,7 +172,8 @@ def in_runtime(
         write(model, kind.name, signature, precision, None, path)
         run = kind.open(path, threads or torch.get_num_threads())
         key = f"{model_key(model)} {runtime} {precision}"
-        opened = _as_model(model.spec.name, run, signature, receptive_field(model), lambda: count_cost(model), key)
+        named, cost = f"{runtime} {precision}", lambda: count_cost(model)
+        opened = _as_model(model.spec.name, run, named, signature, receptive_field(model), cost, key)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -216,16 +218,17 @@ def signature_for(model: SRModel, runtime: str, io: Io, size: tuple[int, int] | 
 
 
 def _as_model(
-    name: str, run: Runner, signature: Signature, radius: int | None, cost: Callable[[], Mapping[str, int]], key: str
+    name: str,
+    run: Runner,
+    runtime: str,
+    signature: Signature,
+    radius: int | None,
+    cost: Callable[[], Mapping[str, int]],
+    key: str,
 ) -> SRModel:
     net = RuntimeNet(run, signature, radius, cost, key)
-    color = "y" if signature.io == "y" else "rgb"
-    model = SRModel(
-        net,
-        ModelSpec(
-            name=name, scale=signature.scale, color=color, min_size=signature.smallest if signature.size is None else 1
-        ),
-    ).eval()
+    color, smallest = "y" if signature.io == "y" else "rgb", signature.smallest if signature.size is None else 1
+    model = SRModel(net, ModelSpec(name, signature.scale, color, min_size=smallest, runtime=runtime)).eval()
     declare(model, radius if signature.size is None else 0)  # windows are its own business
     return model
 

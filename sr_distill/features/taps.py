@@ -176,6 +176,10 @@ def list_taps(model: SRModel) -> list[TapPoint]:
                 kind, rectified = type(modules[path]).__name__, activated.rectified(output)
                 points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, kind, rectified=rectified)
 
+    if model.spec.runtime is not None:
+        raise UserError(
+            f"{model.spec.name} runs in {model.spec.runtime.split()[0]}, as one piece: it has no layers to look at."
+        )
     was_training, example = model.training, next(model.parameters())
     try:
         with watching(model, modules, look), activated:

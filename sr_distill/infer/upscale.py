@@ -7,12 +7,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import SRModel, Teacher, model_key
+from ..errors import UserError
+from ..models import ModelSpec, SRModel, Teacher, model_key
 from ..models.receptive_field import receptive_field
 from . import alpha as transparency
 from .rows import Pixels, Rows, Window, in_type, rows_of
@@ -47,6 +49,9 @@ class Upscaler:
         alpha: how transparency is upscaled.
         say: is told, for each image that is cut, if the network sees too far for that.
 
+    Raises:
+        UserError: there is no such precision or alpha, or the network is exported and has its own precision.
+
     Attributes:
         threads: tiles that are computed at the same time: on a processor as many as PyTorch has threads, if the network is of this package.
     """
@@ -61,6 +66,7 @@ class Upscaler:
         alpha: transparency.Alpha = "network",
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
+        _check(model.spec, precision, alpha)
         self._model = model.model if isinstance(model, Teacher) else model
         self._turns = model.self_ensemble if isinstance(model, Teacher) else self_ensemble
         self.scale, self.multiple, self._name = model.spec.scale, model.spec.size_multiple, model.spec.name
@@ -178,6 +184,16 @@ class Upscaler:
         if self._workers is None:
             self._workers = workers(self.threads, 1)
         return self._workers.map(compute, groups)
+
+
+def _check(spec: ModelSpec, precision: str, alpha: str) -> None:
+    for key, value, allowed in (("precision", precision, Precision), ("alpha", alpha, transparency.Alpha)):
+        if value not in get_args(allowed):
+            raise UserError(f"{key} is '{value}'; allowed: {', '.join(get_args(allowed))}.")
+    if spec.runtime is not None and precision in ("bf16", "fp16"):
+        raise UserError(
+            f"{spec.name} runs in {spec.runtime}, whose precision is that of its export: leave out precision {precision}."
+        )
 
 
 def upscale(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from .base import FeatureLoss, register_loss
@@ -98,6 +98,14 @@ class Dist(FeatureLoss):
 
     type: Literal["dist"] = Field(description="Name of the loss.")
     beta: float = Field(1.0, ge=0, description="Factor of the correlations between channels.")
-    gamma: float = Field(1.0, ge=0, description="Factor of the correlations between places.")
+    gamma: float = Field(
+        1.0, ge=0, description="Factor of the correlations between places; one of the two must be above 0."
+    )
     temperature: float = Field(1.0, gt=0, description="Temperature of both softmaxes.")
     t_squared: bool = Field(True, description="The factor temperature squared, which the paper lacks.")
+
+    @model_validator(mode="after")
+    def _something_is_compared(self) -> Dist:
+        if self.beta == self.gamma == 0:
+            raise ValueError("nothing is compared with beta: 0 and gamma: 0")
+        return self

@@ -188,10 +188,10 @@ class HardSoft(SoftmaxLoss):
             raise ValueError(
                 "task is a loss of the output to HR, with its own options alone: no on, against, weight, ..."
             )
+        if self.alpha == 1 and self.alpha_of == "hard":
+            raise ValueError("the soft loss has no share with alpha: 1, alpha_of: hard; choose a smaller alpha")
         if self.alpha == 1 and self.task.type != "l1":
-            raise ValueError(
-                "one of the two losses has no share with alpha: 1; leave out task, or choose a smaller alpha"
-            )
+            raise ValueError("task has no share with alpha: 1; leave it out, or choose a smaller alpha")
         return self
 
     @property

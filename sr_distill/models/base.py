@@ -23,7 +23,12 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The contract of one network. ``architecture`` holds the options that rebuild it, None for a foreign network."""
+    """The contract of one network.
+
+    Attributes:
+        architecture: the options that rebuild it, None for a foreign network.
+        runtime: what computes it, and in which precision (``onnx int8``); None: PyTorch.
+    """
 
     name: str
     scale: int
@@ -32,6 +37,7 @@ class ModelSpec:
     size_multiple: int = 1
     min_size: int = 1
     architecture: Architecture | None = None
+    runtime: str | None = None
 
 
 class SRModel(nn.Module):

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, and a repeated key is an error instead of a silent choice.
 
-    PyYAML reads YAML 1.1, in which ``1e-4`` is a string and ``on``, ``off``, ``yes`` and ``no`` are booleans.
+    PyYAML reads YAML 1.1, in which ``1e-4`` is a string, ``010`` is 8, ``1:30`` is 90, and ``on``, ``off``, ``yes`` and ``no`` are booleans.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -40,15 +40,16 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(r"^([-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.inf|\.nan)$"),
     list("-+.0123456789"),
 )
 
@@ -62,6 +63,16 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either version of YAML takes for something else."""
+
+
+for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 
 def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
@@ -121,7 +132,7 @@ def parse_architecture(text: str) -> Architecture:
 
 def dump_options(options: BaseModel) -> str:
     """The options as YAML; reading it again gives the same options."""
-    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(options.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -180,16 +180,18 @@ class RunOptions(Options):
         return self
 
     def _check_features(self) -> None:
-        on_maps = [term for term in self.losses if term.reads_maps]
-        sources = {s for t in on_maps for s in (self.all_teachers if t.source == "teacher" else ["peers"])}
-        if self.features != FeatureOptions() and not any(self.features_of(s) is self.features for s in sources):
+        on_maps = [term for term in self.losses if term.reads_maps and self._sees_features(term)]
+        if self.features != FeatureOptions() and not on_maps:
             raise ValueError(
                 "features has no effect: no loss looks at feature maps, or each teacher has features of its own"
             )
-        if self.features.adapter != "conv1x1" and not any(term.uses_adapter for term in self.losses):
-            raise ValueError("features.adapter has no effect: no loss on features needs an adapter")
-        if self.features.normalise != "none" and not any(term.compares_values for term in self.losses):
-            raise ValueError("features.normalise has no effect: no loss on features depends on the size of maps")
+        for key in _idle_in(self.features, on_maps):
+            raise ValueError(f"features.{key} has no effect: {_NEEDED[key]}")
+
+    def _sees_features(self, term: LossOptions) -> bool:
+        """Whether a term compares the maps that ``features`` says: those of peers, or of a teacher without features of its own."""
+        sources = ["peers"] if term.source == "peers" else [name for name in self.all_teachers if term.looks_at(name)]
+        return any(self.features_of(source) is self.features for source in sources)
 
     def _idle_options_of(self, name: str) -> Iterator[str]:
         """Options of a teacher that change nothing, because of what the terms look at."""
@@ -206,6 +208,8 @@ class RunOptions(Options):
                 yield "weight"
             if teacher.features is not None and not on_maps:
                 yield "features"
+            elif teacher.features is not None:
+                yield from (f"features.{key}" for key in _idle_in(teacher.features, on_maps))
 
     @model_validator(mode="after")
     def _peers_and_terms(self) -> RunOptions:
@@ -219,3 +223,17 @@ class RunOptions(Options):
                 "features.pairs must be auto where peers compare their features: each two have their own pairs"
             )
         return self
+
+
+_NEEDED = {
+    "adapter": "no loss on features needs an adapter",
+    "normalise": "no loss on features depends on the size of maps",
+}
+
+
+def _idle_in(features: FeatureOptions, terms: Sequence[LossOptions]) -> Iterator[str]:
+    """Options that change nothing in what these terms on maps compare."""
+    if features.adapter != "conv1x1" and not any(term.uses_adapter for term in terms):
+        yield "adapter"
+    if features.normalise != "none" and not any(term.compares_values for term in terms):
+        yield "normalise"

@@ -34,6 +34,7 @@ def test_a_name_that_is_no_text_can_be_said(monkeypatch):
     [
         ("inference", ["-i", "a.png", "-o", "out", "--suffix", "/x"], "no part of a file's name"),
         ("inference", ["-i", "a.png", "-o", "out", "--threads", "0"], "is not at least 1"),
+        ("inference", ["-i", "a.png", "-o", "out", "--runtime", "onnx", "--precision", "bf16"], "computes in fp32"),
         (
             "export",
             ["--model", "edsr_x4", "--format", "onnx", "-o", "out", "--time-at", "dynamic"],
@@ -41,6 +42,22 @@ def test_a_name_that_is_no_text_can_be_said(monkeypatch):
         ),
         ("web_demo", ["-o", "page", "--serve", "99999"], "no port"),
         ("select_student", ["--candidates", "edsr_x4", "--budget", "latency_ms=inf"], "a number above 0"),
+        ("select_student", ["--candidates", "m", "--budget", "macs=1", "macs=2"], "each cost has one limit"),
+        (
+            "export",
+            ["--model", "edsr_x4", "--format", "onnx", "-o", "out", "--calibration", "photos"],
+            "--calibration is for --precision int8",
+        ),
+        (
+            "evaluate",
+            ["--datasets", "embedded", "--scale", "4", "--metrics", "psnr_y", "--lpips", "alex"],
+            "name lpips_alex there",
+        ),
+        (
+            "evaluate",
+            ["--datasets", "embedded", "--scale", "4", "--metrics", "psnr_y", "--lpips", "none"],
+            "leave out --lpips none",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(command, arguments, said, capsys):

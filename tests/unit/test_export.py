@@ -357,7 +357,13 @@ def test_the_commands_take_exported_models(exact, tmp_path, capsys):
     assert main(["profile_model", "--model", str(folder), "--runs", "1", "--runtime", "torchscript"]) == 2
     assert "runs in its own runtime: leave out --runtime torchscript" in capsys.readouterr().err
     assert main(["profile_model", "--model", str(folder), "--runs", "1"]) == 0
-    assert f"{build_model(small('mobile_sr'), 2).num_parameters / 1e3:,.1f} K" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{build_model(small('mobile_sr'), 2).num_parameters / 1e3:,.1f} K" in said
+    assert "ms (cpu, exact fp32)" in said
+    assert upscale(folder, "sr", "--precision", "bf16") == 2
+    assert "runs in exact fp32, whose precision is that of its export" in capsys.readouterr().err
+    assert main(["features", "--model", str(folder)]) == 2
+    assert "runs in exact, as one piece" in capsys.readouterr().err
 
 
 def test_models_in_a_runtime_are_known_by_their_weights(exact, tmp_path):

@@ -99,6 +99,22 @@ def test_a_tensor_an_image_and_a_file_come_back_as_what_they_are(student, tmp_pa
         np.testing.assert_array_equal(np.asarray(image), large.permute(1, 2, 0).numpy())
 
 
+def test_several_pictures_in_one_file_are_not_made_one(student, tmp_path):
+    frames = [Image.fromarray(natural_image(9, 11)), Image.fromarray(natural_image(9, 11, seed=2))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(sd.UserError, match=r"a\.gif has 2 frames or pages, and one image comes out"):
+        sd.upscale(tmp_path / "a.gif", student, device="cpu")
+    with Image.open(tmp_path / "a.gif") as moving:
+        moving.seek(1)
+        assert sd.upscale(moving, student, device="cpu").size == (44, 36)
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "half"}, {"alpha": "none"}])
+def test_a_word_that_is_none_of_the_words_is_refused(student, wrong):
+    with pytest.raises(sd.UserError, match="allowed: "):
+        sd.upscale(np.zeros((8, 8, 3), np.uint8), student, device="cpu", **wrong)
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [

@@ -15,6 +15,7 @@ from sr_distill.errors import UserError
 from sr_distill.losses import LOSSES
 from sr_distill.models import ARCHITECTURES
 from sr_distill.options import LossOptions, RunOptions, dump_options, load_options, validate
+from sr_distill.options.load import _Loader
 from sr_distill.options.losses import WeightSchedule
 from sr_distill.options.optimisation import ScheduleOptions
 from sr_distill.options.sections import PairOptions
@@ -323,3 +324,23 @@ def test_words_that_yaml_1_1_takes_for_booleans_are_words(tmp_path):
     options = load_options(path, ["losses=[{type: l1, on: sr}]", "train.compile=False", "train.channels_last=true"])
     assert options.losses[0].on == "sr"
     assert (options.train.compile, options.train.channels_last) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("+7", 7), ("1_000", 1000), ("1e3", 1000), ("0x10", "0x10"), ("1:30", "1:30"), ("2.50", 2.5), (".5", 0.5),
+     ("1e-4", 1e-4), (".inf", float("inf")), ("1_000.5", 1000.5), ("1.2.3", "1.2.3")],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(text, value):
+    """PyYAML reads 010 as 8, 1:30 as 90 and 1e-4 as a text; the underscore is Python's."""
+    found = yaml.load(text, Loader=_Loader)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("name", ["010", "08", "1e3", "1_0", "no", "0x10"])
+def test_a_name_that_looks_like_a_number_is_written_as_a_name(tmp_path, name):
+    options = validate(RunOptions, {**MINIMAL, "name": name}, "test")
+    (tmp_path / "a.yml").write_text(dump_options(options))
+    assert load_options(tmp_path / "a.yml") == options
+    assert yaml.safe_load(dump_options(options))["name"] == name  # also to other programs

@@ -177,3 +177,16 @@ def test_a_set_of_which_nothing_can_be_read_is_said(root, capsys):
     assert "a.png: cannot be read" in said
     assert "b.png: cannot be read" in said
     assert "2 of 2 images do not have the pixels" in said
+
+
+def test_a_set_that_cannot_be_used_does_not_keep_the_others_from_being(root, capsys):
+    (root / "benchmarks/Empty").mkdir()
+    assert _prepare(root, "Empty", "Mine", "--scales", "2") == 1
+    said = capsys.readouterr()
+    assert "Empty" in said.err
+    assert "Mine x2: 2 LR images made." in said.out
+
+
+def test_what_is_not_in_the_layout_of_selfexsr_is_not_taken_for_it(root, capsys):
+    assert _prepare(root, "Urban", "--from", str(root / "benchmarks/Mine")) == 2
+    assert f"put the images into {root / 'benchmarks/Urban/HR'}" in capsys.readouterr().err

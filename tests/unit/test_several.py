@@ -150,6 +150,40 @@ TEACHERS = [{"name": "a", "model": "a.pth"}, {"name": "b", "model": "b.pth", "we
             "features has no effect: .* each teacher has features of its own",
         ),
         (
+            {
+                "teachers": [TEACHERS[0] | {"features": {"adapter": "conv3x3"}}, TEACHERS[1]],
+                "losses": [{"type": "pkt", "teacher": "a"}, {"type": "fitnet", "teacher": "b"}],
+            },
+            "features.adapter of the teacher 'a' has no effect",
+        ),
+        (
+            {
+                "teachers": [TEACHERS[0] | {"features": {"normalise": "teacher"}}],
+                "losses": [{"type": "attention_transfer"}],
+            },
+            "features.normalise of the teacher 'a' has no effect",
+        ),
+        (
+            {
+                "teachers": [TEACHERS[0] | {"features": {"count": 1}}, TEACHERS[1]],
+                "losses": [{"type": "fitnet", "teacher": "a"}, {"type": "pkt", "teacher": "b"}],
+                "features": {"adapter": "conv3x3"},
+            },
+            "features.adapter has no effect: no loss on features needs an adapter",
+        ),
+        (
+            {"teacher": {"model": "c"}, "losses": [{"type": "hard_soft", "alpha": 1, "alpha_of": "hard"}]},
+            "the soft loss has no share",
+        ),
+        (
+            {"teacher": {"model": "c"}, "losses": [{"type": "hard_soft", "alpha": 1, "task": "mse"}]},
+            "task has no share",
+        ),
+        (
+            {"teacher": {"model": "c"}, "losses": [{"type": "dist", "beta": 0, "gamma": 0}]},
+            "nothing is compared with beta: 0 and gamma: 0",
+        ),
+        (
             {"teachers": [TEACHERS[1]], "losses": [{"type": "l1", "against": "teacher"}]},
             "weight of the teacher 'b' has no effect",
         ),
