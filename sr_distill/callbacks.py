@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import UserError
 from .module_distiller import ModuleDistiller
@@ -21,7 +22,8 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
     """A callback of Lightning that adds the distiller's terms to what ``training_step`` returns (a loss, or a mapping with ``loss``).
 
     The student must be a part of the LightningModule. Adapters become the module's ``distillation_adapters`` before its optimizers are
-    made, so that ``configure_optimizers`` with ``self.parameters()`` trains them, too. The terms are logged as ``distillation/NAME``.
+    made, so that ``configure_optimizers`` with ``self.parameters()`` trains them, too; in checkpoints they are the callback's, so that
+    ``load_from_checkpoint`` needs no distiller. The terms are logged as ``distillation/NAME``.
 
     Args:
         labels: gives the labels of a batch, for terms that look at them, as in ``lambda batch: batch[1]``.
@@ -44,6 +46,7 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
             if not any(module is distiller.student for module in pl_module.modules()):
                 raise UserError("the distiller's student is no part of this LightningModule.")
             pl_module.distillation_adapters = distiller.adapters
+            self._hooks = _hidden(pl_module, "distillation_adapters.")
             self._own_step = pl_module.training_step
             pl_module.training_step = self._with_terms(trainer, pl_module)
 
@@ -64,8 +67,31 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
         def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
             if stage == "fit":
                 pl_module.training_step = self._own_step
+                del pl_module.distillation_adapters
+                for hook in self._hooks:
+                    hook.remove()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"adapters": distiller.adapters.state_dict()}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            distiller.adapters.load_state_dict(state["adapters"])
 
     return DistillationCallback()
+
+
+def _hidden(module: nn.Module, prefix: str) -> list[RemovableHandle]:
+    """Leave a part of a module out of its state dict, and do without it there."""
+
+    def leave_out(module: nn.Module, state: dict[str, Tensor], outer: str, metadata: Any) -> None:
+        for name in [name for name in state if name.startswith(outer + prefix)]:
+            del state[name]
+
+    def do_without(module: nn.Module, incompatible: Any) -> None:
+        missing = incompatible.missing_keys
+        missing[:] = [name for name in missing if not name.startswith(prefix)]
+
+    return [module._register_state_dict_hook(leave_out), module.register_load_state_dict_post_hook(do_without)]
 
 
 def fastai_callback(distiller: ModuleDistiller) -> Any:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from .contracts import Batch
 from .errors import UserError
 from .losses import Loss
-from .models import SRModel, Teacher, as_model
+from .models import SRModel, Teacher, as_model, share_weights
 from .options import LossOptions, validate
-from .options.losses import TermOptions, check_balances, check_names, check_weights, teachers_used
+from .options.losses import TermOptions, check_balances, check_names, check_shares, check_weights, teachers_used
 from .options.sections import FeatureOptions
 from .train import build_task, find_weights, tap_teachers
 
@@ -64,25 +64,27 @@ class Distiller(nn.Module):
         given = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher or {})
         own = {"student": student, **{f"peer_{number}": peer for number, peer in enumerate(peers, start=1)}}
         students = {name: as_model(net, name) for name, net in own.items()}
-        teachers = {name: Teacher(as_model(net, name), self_ensemble) for name, net in given.items()}
-        _check_networks(students, teachers)
+        imitated = {name: as_model(net, name) for name, net in given.items()}
+        _check_networks(students, imitated)
+        teachers = {name: Teacher(model, self_ensemble) for name, model in imitated.items()}  # frozen from here on
         shared = {"count": count, "adapter": adapter, "normalise": normalise}
         features = _features(pairs, shared, list(teachers))
         _check(terms, list(teachers), list(students), teacher_weights)
         _check_use(terms, features, teachers, self_ensemble)
+        # Plain dicts, so that nn.Module does not take them for parts of this module.
+        self._given = own
         self.task = build_task(students, teachers, terms, features.__getitem__, teacher_weights)
-        # A plain dict, so that nn.Module does not take them for parts of this module.
         self._teachers = tap_teachers(self.task, teachers)
 
     @property
     def peers(self) -> list[nn.Module]:
         """The networks that are trained along, as they were given."""
-        return [model.net for name, model in self.task.students.items() if name != "student"]
+        return [network for name, network in self._given.items() if name != "student"]
 
     @property
     def student(self) -> nn.Module:
         """The network that is trained, as it was given."""
-        return self.task.students["student"].net
+        return self._given["student"]
 
     def weights_at(self, step: int, total_steps: int) -> list[float]:
         """The weight of each term in optimizer step ``step`` of ``total_steps``, by the ``schedule`` of each."""
@@ -115,6 +117,8 @@ class Distiller(nn.Module):
         self, batches: Iterable[tuple[Tensor, Tensor]], weights: Sequence[float] | None = None
     ) -> dict[str, float]:
         """Find the weights of losses with ``balance`` from the gradients in some batches of ``(lr, hr)``; returns them by name.
+
+        Of several processes (DDP) each calls it, with as many batches: they find the same.
 
         Args:
             weights: of all terms in the coming step (:meth:`weights_at`), where a loss has a schedule; one whose weight is 0 there is left.
@@ -177,7 +181,7 @@ def _features(pairs: Pairs | Mapping[str, Pairs], shared: Mapping[str, Any], tea
     return found
 
 
-def _check_networks(students: Mapping[str, SRModel], teachers: Mapping[str, Teacher]) -> None:
+def _check_networks(students: Mapping[str, SRModel], teachers: Mapping[str, SRModel]) -> None:
     student = students["student"]
     for name, other in {**students, **teachers}.items():
         if student.spec.scale != other.spec.scale:
@@ -185,8 +189,11 @@ def _check_networks(students: Mapping[str, SRModel], teachers: Mapping[str, Teac
     trained = [model.net for model in students.values()]
     if len({id(net) for net in trained}) < len(trained):
         raise UserError("one network is there twice among the student and its peers: give a copy (copy.deepcopy).")
-    if any(teacher.model.net is net for teacher in teachers.values() for net in trained):
-        raise UserError("the student is also the teacher, which would be frozen: give a copy (copy.deepcopy).")
+    for name, teacher in teachers.items():
+        if any(share_weights(teacher.net, net) for net in trained):
+            raise UserError(
+                f"weights of a student are also the {name}'s, and would be frozen: give a copy (copy.deepcopy)."
+            )
 
 
 def _check(
@@ -210,6 +217,7 @@ def _check(
         raise UserError(
             f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
         )
+    check_shares(teacher_weights or {})
 
 
 def _check_use(terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Mapping[str, Teacher], x8: bool) -> None:

@@ -19,6 +19,16 @@ def all_samples(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without gradient."""
+    if not _are_several():
+        return x
+    mean = x.clone()
+    torch.distributed.all_reduce(mean)
+    return mean / torch.distributed.get_world_size()
+
+
+@torch.no_grad()
 def extremes(x: Tensor) -> Tensor:
     """Least and largest value (2,) of the samples of all processes, without gradient."""
     least, largest = x.aminmax()

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..precision import FullPrecision
 from ..samples import all_samples
 from .pairs import FeaturePair
 
 
-class Adapter(nn.Module):
+class Adapter(FullPrecision):
     """A convolution to the teacher's channels, then bilinear interpolation to its size where that differs.
 
     Trained with the student and thrown away with the run: it is in checkpoints, not in the student's file.

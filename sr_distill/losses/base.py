@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..contracts import Prediction
 from ..features import Adapter, FeaturePair
 from ..options.losses import TermOptions
+from ..precision import in_full_precision
 from ..registry import LOSSES
-from .common import in_full_precision
 from .projection import Projection
 
 L = TypeVar("L", bound="type[Loss]")

@@ -1,8 +1,6 @@
-"""What several losses need: safe normalisation, equal sizes, full precision, and errors that say what a loss needs."""
+"""What several losses need: safe normalisation, equal sizes, and errors that say what a loss needs."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +32,6 @@ def evenly_spread(x: Tensor, most: int) -> Tensor:
     if len(x) <= most:
         return x
     return x[torch.linspace(0, len(x) - 1, most, device=x.device).round().long()]
-
-
-def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Call a loss with autocast off and half-precision tensors as float32."""
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        return function(*(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors))
 
 
 def need_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:

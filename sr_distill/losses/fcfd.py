@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..features import Bridge, FeaturePair, Units
+from ..precision import in_full_precision
 from ..registry import LOSSES
 from .activation import fitnet
 from .base import FeatureLoss, LossInputs, MatchedMaps
-from .common import in_full_precision
 from .pixel import l1, mse
 
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..features import FeaturePair
+from ..precision import in_full_precision
 from ..samples import all_samples
 from .base import FeatureLoss, LossInputs, register_loss
-from .common import in_full_precision, unit
+from .common import unit
 
 _EPS = 1e-7
 

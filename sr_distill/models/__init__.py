@@ -7,7 +7,7 @@ from .blocks import collapse
 from .build import build_model
 from .deployed import Deployed
 from .files import describe, load_model, model_key, save_model, tells_itself
-from .plain import as_model
+from .plain import as_model, share_weights
 from .quantised import calibrate, quantised, ranges
 from .teacher import Teacher, self_ensembled
 
@@ -34,6 +34,7 @@ __all__ = [
     "register_teacher",
     "save_model",
     "self_ensembled",
+    "share_weights",
     "tells_itself",
     "upscale_uint8",
 ]

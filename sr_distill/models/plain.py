@@ -46,6 +46,12 @@ def as_model(net: nn.Module, name: str) -> SRModel:
     return SRModel(net, ModelSpec(name=name, scale=scale)).train(was_training)
 
 
+def share_weights(frozen: nn.Module, trained: nn.Module) -> bool:
+    """Whether a network has weights that another one is to learn."""
+    learned = {id(weight) for weight in trained.parameters() if weight.requires_grad}
+    return any(id(weight) in learned for weight in frozen.parameters())
+
+
 def describe_plain(net: nn.Module, arguments: Mapping[str, Any]) -> dict[str, str]:
     """What rebuilds a network of a class that Python can import: strings, for metadata.
 

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..precision import FullPrecision
 from .terms import Term
 
 
-class _Adapted(nn.Module):
+class _Adapted(FullPrecision):
     """A layer from the student's channels to the teacher's, and for maps bilinear interpolation to its size."""
 
     def __init__(self, layer: nn.Module) -> None:

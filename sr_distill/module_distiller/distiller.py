@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.common import in_full_precision
+from ..models import share_weights
+from ..options.losses import check_shares
+from ..precision import in_full_precision
 from ..train.schedule import weight_at
 from .adapters import fitting
 from .passes import Pass, noted
@@ -60,8 +62,11 @@ class ModuleDistiller(nn.Module):
         super().__init__()
         self.student = student
         teachers = {"teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher or {})
-        if any(network is student for network in teachers.values()):
-            raise UserError("the student is also the teacher, which would be frozen: give a copy (copy.deepcopy).")
+        for name, network in teachers.items():
+            if share_weights(network, student):
+                raise UserError(
+                    f"weights of the student are also the {name}'s, and would be frozen: give a copy (copy.deepcopy)."
+                )
         # A plain dict, so that nn.Module does not take them for parts of this module.
         self._teachers = {name: network.eval().requires_grad_(False) for name, network in teachers.items()}
         self._output = output or (lambda result: result)
@@ -214,4 +219,5 @@ def _means(teachers: Mapping[str, nn.Module], weights: Mapping[str, float] | Non
         raise UserError(
             f"teacher_weights names {sorted(weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
         )
+    check_shares(weights or {})
     return dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import did_you_mean
+from ..errors import UserError, did_you_mean
 from ..registry import LOSSES, OneOf
 from .base import Options
 
@@ -188,6 +189,17 @@ def teachers_used(terms: Sequence[TermOptions], names: Sequence[str]) -> set[str
             )
         used |= {name for name in names if term.looks_at(name)}
     return used
+
+
+def check_shares(teacher_weights: Mapping[str, float]) -> None:
+    """The mean of several teachers' outputs has a share of each.
+
+    Raises:
+        UserError: a weight is not above 0.
+    """
+    for name, weight in teacher_weights.items():
+        if not 0 < weight < math.inf:
+            raise UserError(f"teacher_weights: that of {name} is {weight}, and each is a number above 0.")
 
 
 def check_names(terms: Sequence[TermOptions], students: Sequence[str]) -> None:

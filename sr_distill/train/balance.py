@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from ..contracts import Batch
 from ..errors import UserError
 from ..features import TappedTeacher
+from ..samples import mean_over_processes
 from .task import DistillationTask
 from .terms import Term
 
@@ -24,7 +24,6 @@ def find_weights(
     teachers: Mapping[str, TappedTeacher],
     batches: Iterable[Batch],
     weights: Sequence[float],
-    over_processes: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> dict[str, float]:
     """Give a weight to every term with ``balance`` that has none and a place in ``weights``: ``ratio sum_b |g'_b| / sum_b |g_b|``.
 
@@ -35,7 +34,6 @@ def find_weights(
     Args:
         weights: of all terms, in the step from which on the new ones count; those of terms that have none yet only say whether they are
             wanted.
-        over_processes: gives the mean over all processes.
 
     Returns:
         The weights that were found, by the terms' labels.
@@ -54,7 +52,7 @@ def find_weights(
                 alone = [float(other is term) for other in task.terms]
                 others = [w if p in measured_by[term] else 0.0 for p, w in enumerate(weights)]
                 for index, chosen in enumerate((alone, others)):
-                    sums[term][index] += _norm(task, teachers, batch, term.student, chosen, over_processes)
+                    sums[term][index] += _norm(task, teachers, batch, term.student, chosen)
     return {
         term.label: _found(term, own / max(count, 1), theirs / max(count, 1)) for term, (own, theirs) in sums.items()
     }
@@ -78,9 +76,8 @@ def _norm(
     batch: Batch,
     student: str,
     weights: Sequence[float],
-    over_processes: Callable[[Tensor], Tensor],
 ) -> float:
-    """Norm of the gradient on a student's weights, of the terms that have a weight here."""
+    """Norm of the gradient on a student's weights, in the mean over all processes, of the terms that have a weight here."""
     # Those of other students have nothing to say here.
     weights = [w if term.student == student else 0.0 for w, term in zip(weights, task.terms)]
     total, _ = task(batch, task.given_by(teachers, batch, weights), weights)
@@ -89,7 +86,7 @@ def _norm(
     own = [weight for weight in task.students[student].parameters() if weight.requires_grad]
     gradients = torch.autograd.grad(total, own, allow_unused=True)
     flat = torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(own, gradients)])
-    return float(over_processes(flat.float()).norm())
+    return float(mean_over_processes(flat.float()).norm())
 
 
 def _found(term: Term, own: float, theirs: float) -> float:

@@ -207,9 +207,7 @@ class Trainer:
         self._seed()
         batches = (self.batches[step + ahead] for ahead in range(BATCHES))
         on_device = (batch.to(self.accelerator.device, self.options.train.channels_last) for batch in batches)
-        found = find_weights(
-            task, self.run.teachers, on_device, weights, lambda gradient: self.accelerator.reduce(gradient, "mean")
-        )
+        found = find_weights(task, self.run.teachers, on_device, weights)
         return [f"step {step}: the weight of {label} is {weight:g} from now on." for label, weight in found.items()]
 
     def _seed(self) -> None:

@@ -14,7 +14,8 @@ from ..errors import LossError, UserError
 from ..features import Adapter, FeaturePair, Need
 from ..losses import Loss, LossInputs, MatchedMaps
 from ..models import SRModel
-from ..options.losses import label_of
+from ..options.losses import BalanceOptions, label_of
+from ..precision import FullPrecision
 from .schedule import weight_at
 
 
@@ -33,22 +34,27 @@ class Link:
 
 
 class FoundWeight(nn.Module):
-    """The weight of a term that finds it itself; None until it has. Kept in checkpoints."""
+    """The weight of a term that finds it itself; None until it has. Kept in checkpoints.
 
-    def __init__(self) -> None:
+    Args:
+        plan: how it is found.
+    """
+
+    def __init__(self, plan: BalanceOptions) -> None:
         super().__init__()
+        self._plan = plan.model_dump()
         self.weight: float | None = None
 
-    def get_extra_state(self) -> float | None:
+    def get_extra_state(self) -> dict[str, object]:
         """The weight, for checkpoints."""
-        return self.weight
+        return {"weight": self.weight, "plan": self._plan}
 
-    def set_extra_state(self, state: float | None) -> None:
-        """Go on with a weight."""
-        self.weight = state
+    def set_extra_state(self, state: Mapping[str, object]) -> None:
+        """Go on with a weight; with none where it would be found otherwise now."""
+        self.weight = state["weight"] if state["plan"] == self._plan else None
 
 
-class Term(nn.Module):
+class Term(FullPrecision):
     """One loss of one student.
 
     Args:
@@ -77,7 +83,7 @@ class Term(nn.Module):
         self.loss, self.student, self.sources, self.averaged = loss, student, tuple(sources), averaged
         self.links = tuple(pairs)
         self.module = loss.build([pair for matched in pairs.values() for pair in matched], seed)
-        self.found = None if loss.balance is None else FoundWeight()
+        self.found = None if loss.balance is None else FoundWeight(loss.balance)
         in_color = (loss.reads_output and not loss.of_differences) or loss.replays_student
         self.needs = {student: Need(sr=loss.reads_output, color=in_color, replay=loss.replays_student)}
         for source in sources:

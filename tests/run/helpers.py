@@ -81,10 +81,10 @@ def assert_same(first, second, exact=True):
         assert first == second
 
 
-def torchrun(processes: int) -> list[str]:
-    """The command that starts the train command in several processes."""
+def torchrun(processes: int, script: str = "scripts/train.py") -> list[str]:
+    """The command that starts a script, as the train command, in several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "scripts/train.py"]
+    return [*launcher, script]
 
 
 def launch(options: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import subprocess
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from sr_distill.options import LossOptions, load_options, validate
 from sr_distill.train import build_run
 
 from ..conftest import ROOT, architecture
-from .helpers import assert_same, last_state, launch, log_of, run_training, write_options
+from .helpers import assert_same, last_state, launch, log_of, run_training, torchrun, write_options
 
 pytestmark = pytest.mark.run
 
@@ -113,7 +116,7 @@ def test_weights_that_are_found_are_said_logged_and_kept(work, capsys, random_ba
         assert f"step {step}: the weight of {label} is {found:g} from now on" in said
         assert all((label in line) == (line["step"] > step) for line in lines)
     state = last_state(work)["helpers"]
-    kept = [value for key, value in state.items() if "found" in key]
+    kept = [value["weight"] for key, value in state.items() if "found" in key]
     assert kept == [lines[-1]["weight_fitnet_features"], lines[-1]["weight_lpips_sr_hr"]]
 
 
@@ -253,3 +256,36 @@ def test_two_processes_train_what_one_would(work, objective, random_backbones_on
     assert len(one) >= alone if objective == "between_samples" else len(one) > alone  # which need no adapters
     for first, second in zip(one, two):
         torch.testing.assert_close(first, second, atol=1e-4 * first.abs().max().item(), rtol=1e-3)
+
+
+def test_a_distiller_of_each_of_two_processes_finds_the_weight_of_one(tmp_path):
+    """Each process has half of a batch, and the mean of gradients is that of the whole."""
+    script = tmp_path / "balance.py"
+    script.write_text("""
+import json, os, sys, torch, torch.distributed
+sys.path.insert(0, sys.argv[1])
+from sr_distill import Distiller
+from tests.conftest import architecture
+from sr_distill.models import build_model
+rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+if count > 1:
+    torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+student = build_model(architecture(type="mobile_sr", num_feat=8, num_block=1), 2)
+losses = [{"type": "l1"}, {"type": "mse", "balance": {"against": "l1", "ratio": 0.3}}]
+batches = [(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 16, 16)) for _ in range(2)]
+mine = [tuple(image[rank * 4 // count : (rank + 1) * 4 // count] for image in batch) for batch in batches]
+with open(f"{sys.argv[2]}/{count}_{rank}.json", "w") as file:
+    json.dump(Distiller(student, None, losses).balance(mine)["mse_sr_hr"], file)
+if count > 1:
+    torch.distributed.destroy_process_group()
+""")
+    for processes in (1, 2):
+        command, env = (
+            [*torchrun(processes, str(script)), str(ROOT), str(tmp_path)],
+            os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    alone, *halves = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1"))
+    assert halves[0] == halves[1] == pytest.approx(alone, rel=1e-3)

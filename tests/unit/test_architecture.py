@@ -20,6 +20,7 @@ ORDER = [
     "callable",
     "contracts",
     "samples",
+    "precision",
     "options",
     "data",
     "models",

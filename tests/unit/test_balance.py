@@ -163,3 +163,17 @@ def _run(losses):
     data = {"train": [{"hr": "embedded"}]}
     student = {"type": "fsrcnn"}
     return {"name": "x", "scale": 2, "student": student, "data": data, "losses": losses, "train": {"total_steps": 9}}
+
+
+def test_a_weight_that_is_found_otherwise_now_is_found_anew():
+    def distiller(**changes):
+        losses = [{"type": "l1"}, {"type": "mse", "balance": BALANCE | changes}]
+        return Distiller(build_model(small("mobile_sr"), 2), None, losses)
+
+    first, batches = distiller(), _batches()
+    found = first.balance(batches)
+    same, other = distiller(), distiller(ratio=0.5)
+    for following in (same, other):
+        following.load_state_dict(first.state_dict())
+    assert same.balance(batches) == {}
+    assert other.balance(batches)["mse_sr_hr"] == pytest.approx(2 * found["mse_sr_hr"], rel=1e-3)

@@ -92,8 +92,44 @@ def test_what_has_no_effect_is_refused(change, expected):
 
 def test_a_network_is_not_its_own_teacher():
     network = _network(4)
-    with pytest.raises(UserError, match="the student is also the teacher"):
+    with pytest.raises(UserError, match="weights of a student are also the teacher's"):
         Distiller(network, network, LOSSES, pairs=[("1", "1")])
+    other = _network(4)
+    other[2] = network[2]
+    with pytest.raises(UserError, match="weights of a student are also the b's, and would be frozen"):
+        Distiller(network, {"a": _network(6), "b": other}, [{"type": "l1", "against": "teacher"}])
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_every_teacher_has_a_share(weight):
+    teachers, losses = {"a": _network(6), "b": _network(4)}, [{"type": "l1", "against": "teacher"}]
+    with pytest.raises(UserError, match=f"teacher_weights: that of b is {weight}, and each is a number above 0"):
+        Distiller(_network(4), teachers, losses, teacher_weights={"a": 1.0, "b": weight})
+
+
+def test_the_student_is_what_was_given():
+    student, peer = (build_model(small("mobile_sr", color="y"), 2) for _ in range(2))
+    losses = [{"type": "l1"}, {"type": "l1", "against": "peers"}]
+    distiller = Distiller(student, None, losses, peers=[peer])
+    assert distiller.student is student
+    assert distiller.peers == [peer]
+
+
+def test_in_half_precision_what_is_trained_for_losses_stays_in_full():
+    """As losses are computed; Lightning's bf16-true casts everything that it finds."""
+    losses = [
+        {"type": "fitnet"},
+        {"type": "fcfd"},
+        {"type": "contrastive_representation"},
+        {"type": "l1", "on": "decoded"},
+    ]
+    distiller = Distiller(_network(4), _network(6), losses, pairs=[("1", "1")]).to(torch.bfloat16)
+    total, _ = distiller(torch.rand(2, 3, 8, 8).bfloat16(), torch.rand(2, 3, 16, 16).bfloat16())
+    total.backward()
+    student = {id(weight) for weight in distiller.student.parameters()}
+    for weight in distiller.parameters():
+        assert weight.dtype == weight.grad.dtype == (torch.bfloat16 if id(weight) in student else torch.float32)
 
 
 def test_too_few_weights_are_noticed():

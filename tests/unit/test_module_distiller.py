@@ -190,7 +190,7 @@ def test_more_mistakes_are_named():
     student, teacher = _networks()
     with pytest.raises(UserError, match="need example"):
         ModuleDistiller(student, teacher, [{"type": "fitnet", "pairs": {"conv": "conv"}}])
-    with pytest.raises(UserError, match="the student is also the teacher"):
+    with pytest.raises(UserError, match="weights of the student are also the teacher's"):
         ModuleDistiller(student, student, [{"type": "logits"}])
     with pytest.raises(UserError, match="give one weight for each"):
         ModuleDistiller(student, teacher, [{"type": "logits"}], teacher_weights={"a": 1.0})
@@ -382,3 +382,59 @@ def test_fastai_with_a_network_that_returns_a_dictionary():
     with learner.no_logging():
         learner.fit(1, lr=0.1, cbs=[fastai_callback(distiller)])
     assert (student.net.head.weight != before).any()
+
+
+def test_a_lightning_checkpoint_needs_no_distiller_and_goes_on_with_one(tmp_path):
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = _networks()[0]
+            self.net.dropout.p = 0.0
+
+        def training_step(self, batch, index):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 0.01)
+
+    def fit(epochs, ckpt_path=None):
+        torch.manual_seed(1)
+        module = Module()
+        lines = [{"type": "fitnet", "pairs": {"conv": "conv"}}]
+        distiller = ModuleDistiller(module.net, _networks()[1], lines, example=X)
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[lightning_callback(distiller)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        data = torch.utils.data.TensorDataset(X, Y)
+        trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8), ckpt_path=ckpt_path)
+        return trainer, distiller
+
+    trainer, _ = fit(2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = Module.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    torch.testing.assert_close(loaded.net.state_dict(), trainer.lightning_module.net.state_dict())
+    expected, resumed = fit(5)[1], fit(5, tmp_path / "a.ckpt")[1]
+    assert len(expected.adapters) == 1
+    torch.testing.assert_close(resumed.state_dict(), expected.state_dict())
+
+
+def test_in_half_precision_adapters_stay_in_full():
+    student, teacher = _networks()
+    lines = [{"type": "fitnet", "pairs": {"conv": "conv"}}, {"type": "soft_target"}]
+    distiller = ModuleDistiller(student, teacher, lines, example=X).to(torch.bfloat16)
+    distiller(X.bfloat16())[0].backward()
+    assert {weight.grad.dtype for weight in distiller.adapters.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
+
+
+def test_weights_that_student_and_teacher_share_are_not_frozen():
+    student, teacher = _networks()
+    teacher.head = nn.Sequential(nn.Linear(6, 3), student.head)
+    with pytest.raises(UserError, match="weights of the student are also the teacher's, and would be frozen"):
+        ModuleDistiller(student, teacher, LINES)
+    assert all(weight.requires_grad for weight in student.parameters())
+    student.head.requires_grad_(False)  # what nobody trains may be shared
+    ModuleDistiller(student, teacher, LINES)
