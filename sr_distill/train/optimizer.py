@@ -181,8 +181,8 @@ class _Stack(dict[str, Tensor]):
 class SOAP(MatrixOptimizer):
     """Adam in the eigenbases of Shampoo's preconditioners, which are kept up to date by a step of power iteration now and then.
 
-    ``L = b L + (1 - b) G G^T`` and ``R = b R + (1 - b) G^T G`` with b = betas[1]; ``Q_L, Q_R`` their eigenvectors; Adam's second moment and
-    division take place on ``Q_L^T G Q_R``. The first step only looks: a gradient is not projected on a basis made of it.
+    ``L = b L + (1 - b) G G^T`` and ``R = b R + (1 - b) G^T G`` with b = betas[1]; ``Q_L, Q_R`` their eigenvectors; Adam's moments and division
+    are those of ``Q_L^T G Q_R``. The first step only looks: a gradient is not projected on a basis made of it.
 
     Args:
         parameters: the weights.
@@ -224,21 +224,28 @@ class SOAP(MatrixOptimizer):
             state["moment"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             return None
         left, right = state["left_basis"], state["right_basis"]
-        state["moment"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_((left.mT @ gradient @ right).square(), 1 - beta2)
-        moment = left.mT @ state["moment"] @ right / corrections[0]
-        direction = moment / ((state["square"] / corrections[1]).sqrt() + _EPS)
+        rotated = left.mT @ gradient @ right
+        state["moment"].lerp_(rotated, 1 - beta1)
+        state["square"].lerp_(rotated.square(), 1 - beta2)
+        direction = state["moment"] / corrections[0] / ((state["square"] / corrections[1]).sqrt() + _EPS)
         update = left @ direction @ right.mT
         state["left"].lerp_(gradient @ gradient.mT, 1 - beta2)
         state["right"].lerp_(gradient.mT @ gradient, 1 - beta2)
         if kind == "turning":
-            for dim, side in enumerate(("left", "right"), start=1):
-                turned, order = _turned(state[f"{side}_basis"], state[side])
-                order = order.unsqueeze(3 - dim).expand_as(state["square"])
-                # In place: a recorded step finds them where they were.
-                state[f"{side}_basis"].copy_(turned)
-                state["square"].copy_(state["square"].gather(dim, order))
+            self._turn(state)
         return update
+
+    @staticmethod
+    def _turn(state: _Stack) -> None:
+        """Bring the bases up to date, and the moments along; in place: a recorded step finds them where they were."""
+        for dim, side in enumerate(("left", "right"), start=1):
+            basis = state[f"{side}_basis"]
+            turned, order = _turned(basis, state[side])
+            change = turned.mT @ basis
+            moment = change @ state["moment"] if side == "left" else state["moment"] @ change.mT
+            square = state["square"].gather(dim, order.unsqueeze(3 - dim).expand_as(state["square"]))
+            for tensor, changed in ((basis, turned), (state["moment"], moment), (state["square"], square)):
+                tensor.copy_(changed)
 
 
 class Muon(MatrixOptimizer):
@@ -295,8 +302,9 @@ def _eigenvectors(matrices: Tensor) -> Tensor:
 
 def _turned(basis: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A step of power iteration from old eigenvectors to those of changed matrices, and the order in which the old ones are now."""
-    order = (basis.mT @ matrix @ basis).diagonal(dim1=1, dim2=2).argsort(descending=True)
-    turned = torch.linalg.qr(matrix @ basis.gather(2, order[:, None].expand_as(basis)))[0]
+    product = matrix @ basis
+    order = (basis * product).sum(1).argsort(descending=True)  # by Rayleigh's quotients
+    turned = torch.linalg.qr(product.gather(2, order[:, None].expand_as(product)))[0]
     return turned.contiguous(), order  # in the layout in which it is loaded: products of another one round differently
 
 
