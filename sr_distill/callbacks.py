@@ -18,15 +18,16 @@ from .module_distiller import ModuleDistiller
 LabelsOf = Callable[[Any], Tensor]
 
 
-def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = None) -> Any:
+def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = None, name: str = "distillation") -> Any:
     """A callback of Lightning that adds the distiller's terms to what ``training_step`` returns (a loss, or a mapping with ``loss``).
 
-    The student must be a part of the LightningModule. Adapters become the module's ``distillation_adapters`` before its optimizers are
-    made, so that ``configure_optimizers`` with ``self.parameters()`` trains them, too; in checkpoints they are the callback's, so that
-    ``load_from_checkpoint`` needs no distiller. The terms are logged as ``distillation/NAME``.
+    The student must be a part of the LightningModule. Adapters become the module's ``<name>_adapters`` before its optimizers are made, so
+    that ``configure_optimizers`` with ``self.parameters()`` trains them, too; in checkpoints they are the callback's, so that
+    ``load_from_checkpoint`` needs no distiller. The terms are logged as ``<name>/TERM``.
 
     Args:
         labels: gives the labels of a batch, for terms that look at them, as in ``lambda batch: batch[1]``.
+        name: another one for each callback of a trainer with several.
 
     Raises:
         UserError: Lightning is not installed.
@@ -39,14 +40,20 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
         except ImportError:
             raise UserError("Lightning is not installed: pip install lightning.") from None
 
+    adapters = f"{name}_adapters"
+
     class DistillationCallback(Callback):
+        @property
+        def state_key(self) -> str:
+            return name
+
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             if stage != "fit":
                 return
             if not any(module is distiller.student for module in pl_module.modules()):
                 raise UserError("the distiller's student is no part of this LightningModule.")
-            pl_module.distillation_adapters = distiller.adapters
-            self._hooks = _hidden(pl_module, "distillation_adapters.")
+            setattr(pl_module, adapters, distiller.adapters)
+            self._hooks = _hidden(pl_module, f"{adapters}.")
             self._own_step = pl_module.training_step
             pl_module.training_step = self._with_terms(trainer, pl_module)
 
@@ -57,7 +64,7 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
                 distiller.to(pl_module.device)  # teachers are no part of the module, which Lightning moved
                 weights = distiller.weights_at(trainer.global_step, trainer.estimated_stepping_batches)
                 total, terms = distiller.total(None if labels is None else labels(batch), weights)
-                pl_module.log_dict({f"distillation/{name}": value for name, value in terms.items()})
+                pl_module.log_dict({f"{name}/{term}": value for term, value in terms.items()})
                 if isinstance(result, dict):
                     return {**result, "loss": result["loss"] + total}
                 return result + total
@@ -67,7 +74,7 @@ def lightning_callback(distiller: ModuleDistiller, labels: LabelsOf | None = Non
         def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
             if stage == "fit":
                 pl_module.training_step = self._own_step
-                del pl_module.distillation_adapters
+                delattr(pl_module, adapters)
                 for hook in self._hooks:
                     hook.remove()
 
@@ -89,7 +96,7 @@ def _hidden(module: nn.Module, prefix: str) -> list[RemovableHandle]:
 
     def do_without(module: nn.Module, incompatible: Any) -> None:
         missing = incompatible.missing_keys
-        missing[:] = [name for name in missing if not name.startswith(prefix)]
+        missing[:] = [name for name in missing if f".{prefix}" not in f".{name}"]  # the module may be in another
 
     return [module._register_state_dict_hook(leave_out), module.register_load_state_dict_post_hook(do_without)]
 

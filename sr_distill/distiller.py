@@ -12,7 +12,15 @@ from .errors import UserError
 from .losses import Loss
 from .models import SRModel, Teacher, as_model, share_weights
 from .options import LossOptions, validate
-from .options.losses import TermOptions, check_balances, check_names, check_shares, check_weights, teachers_used
+from .options.losses import (
+    TermOptions,
+    check_balances,
+    check_names,
+    check_shares,
+    check_weights,
+    idle_in,
+    teachers_used,
+)
 from .options.sections import FeatureOptions
 from .train import build_task, find_weights, tap_teachers
 
@@ -225,8 +233,11 @@ def _check_use(terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Ma
     unused = [name for name in teachers if not any(term.looks_at(name) for term in terms)]
     idle = [f"the teacher {name}" for name in unused]
     said = [features.of_all, *features.values()]
-    if any(options != FeatureOptions() for options in said) and not any(term.reads_maps for term in terms):
+    on_maps = [term for term in terms if term.reads_maps]
+    if any(options != FeatureOptions() for options in said) and not on_maps:
         idle.append("pairs, count, adapter or normalise")
+    elif on_maps:
+        idle += idle_in(features.of_all, on_maps)
     if x8 and all(term.reads_maps or term.source != "teacher" for term in terms):
         idle.append("self_ensemble")
     if not terms:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import UserError
-from .tiff import deep_page, turned
+from .tiff import deep_page, turned, widened
 
 MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's, for gray of more than 8 bits."""
@@ -43,7 +43,7 @@ def deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarray
         file.seek(0)
         kind = file.read(26)[25]
         return None if kind == 0 else _turned(_deep_png(file, gray=kind == _GRAY_AND_ALPHA), image)
-    if image.format == "JPEG2000":
+    if image.format == "JPEG2000" and image.mode != "CMYK":
         return _deep_jpeg2000(file)
     if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16}:
         return deep_page(file, page)
@@ -77,14 +77,11 @@ def _deep_jpeg2000(file: BinaryIO) -> np.ndarray | None:
 
     file.seek(0)
     content = file.read()
-    precision = content[content.find(_SIZE_IN_JPEG2000) + _TO_PRECISION]
-    if precision & 128 or precision < 8:  # signed, or of 8 bits
+    bits = content[content.find(_SIZE_IN_JPEG2000) + _TO_PRECISION] + 1
+    if not 8 < bits <= 16:  # signed numbers have 128 more
         return None
     pixels = imagecodecs.jpeg2k_decode(content)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    if pixels.dtype != np.uint16 or pixels.shape[2] > 4:
-        return None
-    return np.rint(pixels * (65535 / (2 ** (precision + 1) - 1))).astype(np.uint16)
+    return None if pixels.ndim == 3 and pixels.shape[2] > 4 else widened(np.atleast_3d(pixels), bits)
 
 
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:

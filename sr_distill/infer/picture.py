@@ -152,8 +152,7 @@ def _decoded(image: Image.Image, file: BinaryIO, check: Callable[..., None]) -> 
     notes: tuple[str, ...] = ()
     if count > 1:  # a phone's HEIC or MPO with a second view
         notes = (f"of its {count} pictures the first is upscaled.",)
-    if image.mode == "CMYK" and kind == "TIFF" and 16 in image.tag_v2.get(258, ()):
-        notes = ("its CMYK of 16 bits is read with 8.",)
+    notes += _of_deep_cmyk(image)
     ImageOps.exif_transpose(image, in_place=True)
     rows = _rows(image) if pixels is None else rows_of(pixels)
     return Picture(kind, (Frame(rows),), metadata_of(image, file), notes=notes)
@@ -191,7 +190,13 @@ def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., 
         image.load()
         pages.append(Frame(_rows(image.copy()) if pixels is None else rows_of(pixels)))
     image.seek(0)
-    return Picture("TIFF", tuple(pages), metadata_of(image))
+    return Picture("TIFF", tuple(pages), metadata_of(image), notes=_of_deep_cmyk(image))
+
+
+def _of_deep_cmyk(image: Image.Image) -> tuple[str, ...]:
+    """What is lost of it; JPEG 2000 does not tell its depth."""
+    deep = image.format == "TIFF" and 16 in image.tag_v2.get(258, ())
+    return ("its CMYK of 16 bits is read with 8.",) if deep and image.mode == "CMYK" else ()
 
 
 def _of_tiff(tiff: Tiff) -> Picture:

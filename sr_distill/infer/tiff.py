@@ -66,6 +66,12 @@ def deep_page(file: BinaryIO, index: int) -> np.ndarray | None:
         return None if page.photometric == _CMYK or page.dtype != np.uint16 else _pixels(page)
 
 
+def widened(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Values of this many bits over the whole range of their type."""
+    most = np.iinfo(pixels.dtype).max
+    return pixels if 2**bits - 1 == most else np.rint(pixels * (most / (2**bits - 1))).astype(pixels.dtype)
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turned as an orientation of EXIF and TIFF says."""
     turn = {2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.swapaxes(0, 1),
@@ -91,14 +97,13 @@ def _pixels(page: Any) -> np.ndarray:
             f"its colours are {getattr(page.photometric, 'name', page.photometric)} of {page.bitspersample} bits, which is not "
             "read: save it as RGB."
         )
-    pixels, colors = _channels_last(page.asarray(), page.axes), _COLORS[page.photometric]
+    pixels, colors = widened(_channels_last(page.asarray(), page.axes), page.bitspersample), _COLORS[page.photometric]
     most = np.iinfo(pixels.dtype).max
     if page.photometric == _WHITE_IS_ZERO:
         pixels[:, :, 0] = most - pixels[:, :, 0]
     extra = (page.extrasamples or (None,))[0]
-    if extra == _UNSPECIFIED:
-        pixels = pixels[:, :, :colors]
-    elif extra == _PREMULTIPLIED:
+    pixels = pixels[:, :, : colors + (extra != _UNSPECIFIED)]
+    if extra == _PREMULTIPLIED:
         color, alpha = pixels[:, :, :colors].astype(np.float64), pixels[:, :, colors:]
         color = np.rint(color * most / np.maximum(alpha, 1)).clip(0, most)
         pixels = np.concatenate([color.astype(pixels.dtype), alpha], axis=2)
@@ -120,5 +125,7 @@ def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
 
 
 def _content(page: Any, tag: int) -> bytes | None:
-    found = page.tags.get(tag)
-    return None if found is None else bytes(found.value)
+    """Of a tag that is bytes; some programs call them text."""
+    value = getattr(page.tags.get(tag), "value", None)
+    value = value.encode() if isinstance(value, str) else value
+    return value if isinstance(value, bytes) else None

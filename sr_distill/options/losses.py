@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ..errors import UserError, did_you_mean
 from ..registry import LOSSES, OneOf
 from .base import Options
+from .sections import FeatureOptions
 
 
 class WeightSchedule(Options):
@@ -189,6 +190,14 @@ def teachers_used(terms: Sequence[TermOptions], names: Sequence[str]) -> set[str
             )
         used |= {name for name in names if term.looks_at(name)}
     return used
+
+
+def idle_in(features: FeatureOptions, terms: Sequence[TermOptions]) -> Iterator[str]:
+    """Options that change nothing in what these terms on maps compare."""
+    if features.adapter != "conv1x1" and not any(term.uses_adapter for term in terms):
+        yield "adapter"
+    if features.normalise != "none" and not any(term.compares_values for term in terms):
+        yield "normalise"
 
 
 def check_shares(teacher_weights: Mapping[str, float]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .architectures import ArchitectureOptions
 from .base import Options
-from .losses import LossOptions, check_balances, check_names, check_weights, teachers_used
+from .losses import LossOptions, check_balances, check_names, check_weights, idle_in, teachers_used
 from .optimisation import OptimizerOptions, ScheduleOptions
 from .sections import (
     DataOptions,
@@ -185,7 +185,7 @@ class RunOptions(Options):
             raise ValueError(
                 "features has no effect: no loss looks at feature maps, or each teacher has features of its own"
             )
-        for key in _idle_in(self.features, on_maps):
+        for key in idle_in(self.features, on_maps):
             raise ValueError(f"features.{key} has no effect: {_NEEDED[key]}")
 
     def _sees_features(self, term: LossOptions) -> bool:
@@ -209,7 +209,7 @@ class RunOptions(Options):
             if teacher.features is not None and not on_maps:
                 yield "features"
             elif teacher.features is not None:
-                yield from (f"features.{key}" for key in _idle_in(teacher.features, on_maps))
+                yield from (f"features.{key}" for key in idle_in(teacher.features, on_maps))
 
     @model_validator(mode="after")
     def _peers_and_terms(self) -> RunOptions:
@@ -229,11 +229,3 @@ _NEEDED = {
     "adapter": "no loss on features needs an adapter",
     "normalise": "no loss on features depends on the size of maps",
 }
-
-
-def _idle_in(features: FeatureOptions, terms: Sequence[LossOptions]) -> Iterator[str]:
-    """Options that change nothing in what these terms on maps compare."""
-    if features.adapter != "conv1x1" and not any(term.uses_adapter for term in terms):
-        yield "adapter"
-    if features.normalise != "none" and not any(term.compares_values for term in terms):
-        yield "normalise"

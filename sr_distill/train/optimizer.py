@@ -212,6 +212,13 @@ class SOAP(MatrixOptimizer):
         """The first one, one that turns the bases, or another."""
         return "first" if step == 1 else "turning" if (step - 1) % group["precondition_every"] == 0 else "usual"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a state, also of checkpoints from before the moment was kept in the eigenbases."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "left_basis" in state and "moment" in state:
+                state["rotated"] = state["left_basis"].mT @ state.pop("moment") @ state["right_basis"]
+
     def matrix_update(
         self, gradient: Tensor, state: _Stack, part: Part, corrections: Sequence[float | Tensor]
     ) -> Tensor | None:
@@ -221,13 +228,13 @@ class SOAP(MatrixOptimizer):
         if kind == "first":
             for side, product in (("left", gradient @ gradient.mT), ("right", gradient.mT @ gradient)):
                 state[side], state[f"{side}_basis"] = (1 - beta2) * product, _eigenvectors(product)
-            state["moment"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["rotated"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             return None
         left, right = state["left_basis"], state["right_basis"]
         rotated = left.mT @ gradient @ right
-        state["moment"].lerp_(rotated, 1 - beta1)
+        state["rotated"].lerp_(rotated, 1 - beta1)
         state["square"].lerp_(rotated.square(), 1 - beta2)
-        direction = state["moment"] / corrections[0] / ((state["square"] / corrections[1]).sqrt() + _EPS)
+        direction = state["rotated"] / corrections[0] / ((state["square"] / corrections[1]).sqrt() + _EPS)
         update = left @ direction @ right.mT
         state["left"].lerp_(gradient @ gradient.mT, 1 - beta2)
         state["right"].lerp_(gradient.mT @ gradient, 1 - beta2)
@@ -242,9 +249,9 @@ class SOAP(MatrixOptimizer):
             basis = state[f"{side}_basis"]
             turned, order = _turned(basis, state[side])
             change = turned.mT @ basis
-            moment = change @ state["moment"] if side == "left" else state["moment"] @ change.mT
+            moment = change @ state["rotated"] if side == "left" else state["rotated"] @ change.mT
             square = state["square"].gather(dim, order.unsqueeze(3 - dim).expand_as(state["square"]))
-            for tensor, changed in ((basis, turned), (state["moment"], moment), (state["square"], square)):
+            for tensor, changed in ((basis, turned), (state["rotated"], moment), (state["square"], square)):
                 tensor.copy_(changed)
 
 

@@ -49,8 +49,9 @@ class FoundWeight(nn.Module):
         """The weight, for checkpoints."""
         return {"weight": self.weight, "plan": self._plan}
 
-    def set_extra_state(self, state: Mapping[str, object]) -> None:
-        """Go on with a weight; with none where it would be found otherwise now."""
+    def set_extra_state(self, state: Mapping[str, object] | float | None) -> None:
+        """Go on with a weight (older checkpoints have it alone); with none where it would be found otherwise now."""
+        state = state if isinstance(state, Mapping) else {"weight": state, "plan": self._plan}
         self.weight = state["weight"] if state["plan"] == self._plan else None
 
 

@@ -176,4 +176,8 @@ def test_a_weight_that_is_found_otherwise_now_is_found_anew():
     for following in (same, other):
         following.load_state_dict(first.state_dict())
     assert same.balance(batches) == {}
+    before = first.state_dict() | {key: found["mse_sr_hr"] for key in first.state_dict() if "found" in key}
+    older = distiller()
+    older.load_state_dict(before)  # the weight alone, as checkpoints had it
+    assert older.balance(batches) == {}
     assert other.balance(batches)["mse_sr_hr"] == pytest.approx(2 * found["mse_sr_hr"], rel=1e-3)

@@ -76,6 +76,8 @@ def test_networks_of_this_package_and_automatic_pairs():
     [
         ({"count": 2}, "pairs, count, adapter or normalise has no effect"),
         ({"self_ensemble": True, "losses": [{"type": "fitnet"}]}, "self_ensemble has no effect"),
+        ({"adapter": "conv3x3", "losses": [{"type": "pkt"}]}, "adapter has no effect"),
+        ({"normalise": "teacher", "losses": [{"type": "similarity"}]}, "normalise has no effect"),
         ({"losses": [{"type": "l1"}]}, "the teacher teacher has no effect"),
         ({"losses": [{"type": "l1", "against": "teacher"}] * 2}, "several losses are called l1_sr_teacher"),
     ],

@@ -421,6 +421,24 @@ def test_a_lightning_checkpoint_needs_no_distiller_and_goes_on_with_one(tmp_path
     torch.testing.assert_close(resumed.state_dict(), expected.state_dict())
 
 
+def test_a_module_with_the_callback_may_be_a_part_of_another(tmp_path):
+    """As in Lightning's weight averaging, which loads its own copy of the module."""
+    pl = pytest.importorskip("lightning.pytorch")
+    student, teacher = _networks()
+    distiller = ModuleDistiller(student, teacher, [{"type": "fitnet", "pairs": {"conv": "conv"}}], example=X)
+    module = pl.LightningModule()
+    module.net = student
+    callback = lightning_callback(distiller, name="first")
+    callback.setup(None, module, "fit")
+    outer = nn.ModuleDict({"module": module})
+    outer.load_state_dict(outer.state_dict())
+    assert len(list(outer.parameters())) > len(list(student.parameters()))
+    assert not any("adapters" in key for key in outer.state_dict())
+    assert callback.state_key != lightning_callback(distiller).state_key
+    callback.teardown(None, module, "fit")
+    assert not hasattr(module, "first_adapters")
+
+
 def test_in_half_precision_adapters_stay_in_full():
     student, teacher = _networks()
     lines = [{"type": "fitnet", "pairs": {"conv": "conv"}}, {"type": "soft_target"}]

@@ -242,3 +242,24 @@ def test_a_copy_of_an_optimizer_goes_on(kind):
     copied = copy.deepcopy(optimizer)
     weight = copied.param_groups[0]["params"][0]
     assert torch.equal(_walk(weight, copied, 6, 3), _walk(kernel.weight, optimizer, 6, 3))
+
+
+def test_soap_goes_on_with_a_moment_that_was_kept_unrotated():
+    """As checkpoints had it before."""
+    torch.manual_seed(0)
+    first, second = (nn.Parameter(torch.ones(6, 4, 3, 3)) for _ in range(2))
+    ours, theirs = (_make(nn.ParameterList([weight]), "soap") for weight in (first, second))
+    for _ in range(13):
+        first.grad = torch.randn_like(first)
+        ours.step()
+    state = copy.deepcopy(ours.state_dict())
+    for kept in state["state"].values():
+        kept["moment"] = kept["left_basis"] @ kept.pop("rotated") @ kept["right_basis"].mT
+    theirs.load_state_dict(state)
+    with torch.no_grad():
+        second.copy_(first)
+    first.grad = torch.randn_like(first)
+    second.grad = first.grad.clone()
+    ours.step()
+    theirs.step()
+    torch.testing.assert_close(second, first)

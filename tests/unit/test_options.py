@@ -328,8 +328,9 @@ def test_words_that_yaml_1_1_takes_for_booleans_are_words(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("010", 10), ("+7", 7), ("1_000", 1000), ("1e3", 1000), ("0x10", "0x10"), ("1:30", "1:30"), ("2.50", 2.5), (".5", 0.5),
-     ("1e-4", 1e-4), (".inf", float("inf")), ("1_000.5", 1000.5), ("1.2.3", "1.2.3")],
+    [("010", 10), ("+7", 7), ("1_000", 1000), ("1e3", 1000), ("0x10", 16), ("0o10", 8), ("1:30", "1:30"), ("2.50", 2.5), (".5", 0.5),
+     ("1e-4", 1e-4), (".inf", float("inf")), ("-.INF", float("-inf")), ("1_000.5", 1000.5), ("1.2.3", "1.2.3"), ("2024_", "2024_"),
+     ("1__0", "1__0"), ("1٣", "1٣")],
 )  # fmt: skip
 def test_numbers_are_those_of_yaml_1_2(text, value):
     """PyYAML reads 010 as 8, 1:30 as 90 and 1e-4 as a text; the underscore is Python's."""

@@ -107,6 +107,18 @@ def test_jpeg_2000_of_any_depth(bits, channels, codec):
     np.testing.assert_array_equal(found, np.rint(pixels * (np.iinfo(pixels.dtype).max / (2**bits - 1))))
 
 
+def test_inks_of_a_jpeg_2000_are_no_colours_with_alpha():
+    inks = np.asarray(PHOTO.convert("CMYK")).astype(np.uint16) * 257
+    content = imagecodecs.jpeg2k_encode(
+        inks, codecformat="jp2", colorspace=imagecodecs.JPEG2K.CLRSPC.CMYK, reversible=True
+    )
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.mode == "CMYK"
+    found = open_picture(content).rows
+    assert (found.channels, found.dtype) == (3, np.uint8)
+    assert np.abs(found.whole().astype(int) - np.asarray(PHOTO.convert("CMYK").convert("RGB"))).max() <= 1
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (130, 1), (131, 77)])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import skimage.io
@@ -142,6 +145,37 @@ def test_channels_without_a_meaning_are_left_out():
     np.testing.assert_array_equal(open_picture(data).rows.whole(), pixels[:, :, :3])
 
 
+@pytest.mark.parametrize("extra", ["unassalpha", "assocalpha"])
+def test_of_the_channels_beside_gray_the_first_is_alpha(extra):
+    pixels = np.concatenate([_deep(20, 30, 1) // 2, np.full((20, 30, 1), 65535, np.uint16), _deep(20, 30, 1)], axis=2)
+    data = _tiff(pixels, photometric="minisblack", planarconfig="contig", extrasamples=[extra, "unspecified"])
+    np.testing.assert_array_equal(open_picture(data).rows.whole(), pixels[:, :, :2])
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_than_16_reach_as_far(bits):
+    pixels = RNG.integers(0, 2**bits, (20, 30, 3), dtype=np.uint16)
+    packed = b"".join(imagecodecs.packints_encode(row.ravel(), bits) for row in pixels)
+    with tempfile.NamedTemporaryFile(suffix=".tif") as file:
+        with tifffile.TiffWriter(file.name) as tiff:
+            tiff.write(
+                iter([packed]), shape=pixels.shape, dtype=np.uint16, bitspersample=bits, photometric="rgb", rowsperstrip=20,
+                metadata=None,
+            )  # fmt: skip
+        found = open_picture(Path(file.name)).rows.whole()
+    np.testing.assert_array_equal(found, np.rint(pixels * (65535 / (2**bits - 1))))
+
+
+def test_xmp_that_is_called_a_text():
+    data = _tiff(
+        _deep(20, 30, 2),
+        photometric="minisblack",
+        extrasamples=["unassalpha"],
+        extratags=[(700, 2, None, "<x/>", True)],
+    )
+    assert open_picture(data).metadata.xmp.rstrip(b"\0") == b"<x/>"
+
+
 def test_cmyk_of_16_bits_is_read_as_that_of_8():
     cmyk = np.asarray(PHOTO.convert("CMYK"))
     eight, sixteen = (
@@ -150,6 +184,14 @@ def test_cmyk_of_16_bits_is_read_as_that_of_8():
     np.testing.assert_array_equal(sixteen.rows.whole(), eight.rows.whole())
     assert sixteen.rows.dtype == np.uint8
     assert (eight.notes, sixteen.notes) == ((), ("its CMYK of 16 bits is read with 8.",))
+    pages = io.BytesIO()
+    with tifffile.TiffWriter(pages) as tiff:
+        for _ in range(2):
+            tiff.write(cmyk.astype(np.uint16) * 257, photometric="separated", metadata=None)
+    both = open_picture(pages.getvalue())
+    assert both.notes == sixteen.notes
+    for frame in both.frames:
+        np.testing.assert_array_equal(frame.rows.whole(), eight.rows.whole())
 
 
 def test_lab_of_16_bits_is_refused():
