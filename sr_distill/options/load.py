@@ -17,66 +17,9 @@ from ..plugins import load_plugins
 from ..registry import OneOf
 from .architectures import Architecture, ArchitectureOptions
 from .run import RunOptions
+from .yaml_1_2 import Dumper, Loader
 
 T = TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2, and a repeated key is an error instead of a silent choice.
-
-    PyYAML reads YAML 1.1, in which ``1e-4`` is a string, ``010`` is 8, ``1:30`` is 90, and ``on``, ``off``, ``yes`` and ``no`` are booleans.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int)) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, (str, int)) else str(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^([-+]?[0-9]+(_[0-9]+)*|0x[0-9a-fA-F]+|0o[0-7]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^([-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
-    list("-+.0123456789"),
-)
-
-
-def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
-    """A number with an exponent; ``1e3`` is the integer that it looks like."""
-    if re.fullmatch(r"[-+]?\d+[eE]\+?\d{1,2}", node.value):
-        digits, exponent = re.split("[eE]", node.value)
-        return int(digits) * 10 ** int(exponent)
-    return yaml.SafeLoader.construct_yaml_float(loader, node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _number)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0 if node.value[:2] in ("0x", "0o") else 10)
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes a text that either version of YAML takes for something else."""
-
-
-for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
-    for _tag, _pattern in _resolvers:
-        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 
 def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
@@ -91,7 +34,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> RunOptions:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UserError(f"cannot read the options file {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -128,7 +71,7 @@ def parse_architecture(text: str) -> Architecture:
         UserError: there is no such network, or an option of it is wrong.
     """
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--architecture {text}: not valid YAML ({' '.join(str(error).split())}).") from error
     return validate(ArchitectureOptions, {"type": tree} if isinstance(tree, str) else tree, f"--architecture {text}")
@@ -136,7 +79,7 @@ def parse_architecture(text: str) -> Architecture:
 
 def dump_options(options: BaseModel) -> str:
     """The options as YAML; reading it again gives the same options."""
-    return yaml.dump(options.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(options.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -144,7 +87,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"'{override}' is not an override: write key.path=value, as in train.total_steps=500.")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise UserError(f"'{override}': the value is not valid YAML: {' '.join(str(error).split())}") from error
     *parents, last = key.split(".")

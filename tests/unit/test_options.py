@@ -15,10 +15,10 @@ from sr_distill.errors import UserError
 from sr_distill.losses import LOSSES
 from sr_distill.models import ARCHITECTURES
 from sr_distill.options import LossOptions, RunOptions, dump_options, load_options, validate
-from sr_distill.options.load import _Loader
 from sr_distill.options.losses import WeightSchedule
 from sr_distill.options.optimisation import ScheduleOptions
 from sr_distill.options.sections import PairOptions
+from sr_distill.options.yaml_1_2 import Loader
 from sr_distill.registry import OneOf
 
 from ..conftest import ROOT
@@ -334,7 +334,7 @@ def test_words_that_yaml_1_1_takes_for_booleans_are_words(tmp_path):
 )  # fmt: skip
 def test_numbers_are_those_of_yaml_1_2(text, value):
     """PyYAML reads 010 as 8, 1:30 as 90 and 1e-4 as a text; the underscore is Python's."""
-    found = yaml.load(text, Loader=_Loader)
+    found = yaml.load(text, Loader=Loader)
     assert found == value
     assert type(found) is type(value)
 
