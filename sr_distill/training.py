@@ -20,6 +20,7 @@ from .evaluate import Validation, compare_teacher
 from .files import data_root
 from .options import RunOptions, remarks_on_options
 from .train import Run, RunFolder, Trainer, build_run, clear_leftovers, locked, make_accelerator, open_run
+from .train.checkpoint import latest_checkpoint, step_of
 
 
 def train_run(options: RunOptions, resume: bool = False, allowed: Sequence[str] = ()) -> int:
@@ -91,6 +92,9 @@ def _train_in(
     if main:  # only now that everything is loaded
         if checkpoint is None:
             clear_leftovers(folder)
+        elif (last := latest_checkpoint(folder.checkpoints)) != checkpoint:
+            for aside in folder.keep_trained(run.students, step_of(last)):
+                say(f"the student of {step_of(last)} steps stays as {aside}.")
         folder.write_options(options, trainer.progress.step)
     started = time.perf_counter()
     progress = trainer.train()

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import UserError
-from ..files import is_temporary, write_text
+from ..files import atomic_path, is_temporary, write_text
 from ..options import RunOptions, dump_options, validate
 from .checkpoint import all_checkpoints, load_checkpoint, step_of
 from .lock import LOCK
@@ -72,6 +72,21 @@ class RunFolder:
     def last(self, name: str = "student") -> Path:
         """The student of this name as it was at the last checkpoint."""
         return self._of("last", name)
+
+    def keep_trained(self, names: Collection[str], step: int) -> list[Path]:
+        """Put students aside that came of ``step`` steps, before a run that goes on from an earlier one replaces them; where they lie.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        kept = []
+        for name in names:
+            aside = self.path / f"{name}_step_{step:08d}.safetensors"
+            if self.trained(name).exists() and not aside.exists():
+                with atomic_path(aside) as temporary:
+                    shutil.copyfile(self.trained(name), temporary)
+                kept.append(aside)
+        return kept
 
     def samples(self, step: int) -> Path:
         """The folder of what students made of some validation images after ``step`` steps."""

@@ -223,12 +223,17 @@ def test_a_stop_in_a_validation_is_made_up_for(work, monkeypatch, capsys):
     assert shown[0] == shown[1]
 
 
-def test_a_wsd_run_prolonged_after_its_end_equals_a_longer_one(work):
+def test_a_wsd_run_prolonged_after_its_end_equals_a_longer_one(work, capsys):
     options = write_options(work, schedule={"type": "wsd", "decay": 0.5}, validation=None)
     assert run_training(options, "name=longer", "train.total_steps=12") == 0
     assert run_training(options, "name=parts", "train.total_steps=8", "train.keep_checkpoints=1") == 0
+    shorter = (work / "out/parts/student.safetensors").read_bytes()
     assert run_training(options, "name=parts", "train.total_steps=12", "--resume") == 0
     assert_same(last_state(work, "longer"), last_state(work, "parts"))
+    kept = work / "out/parts/student_step_00000008.safetensors"
+    assert kept.read_bytes() == shorter != (work / "out/parts/student.safetensors").read_bytes()
+    assert f"the student of 8 steps stays as {kept}." in capsys.readouterr().out
+    assert len(list(work.glob("out/parts/student*"))) == 2
 
 
 def test_a_wsd_run_prolonged_twice_equals_a_longer_one(work):
