@@ -15,6 +15,8 @@ MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 _GRAY_AND_ALPHA = 4  # of a PNG's colour types
 _SIZE_IN_JPEG2000 = b"\xff\x4f\xff\x51"  # markers SOC and SIZ
+_HEAD = 2**20  # bytes in which a file's description of itself is looked for
+_BITS = 258  # a tag of TIFF
 _TO_PRECISION = 42  # bytes, to Ssiz of the first component
 
 
@@ -37,23 +39,43 @@ def sixteen_bits(image: Image.Image) -> np.ndarray:
 
 def deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarray | None:
     """Values of 16 bits that Pillow reads as 8, or not as they are meant: uint16 (H, W, C); None for every other image."""
+    if image.format not in ("PNG", "JPEG2000", "TIFF") or image.mode == "CMYK" or depth(image, file) <= 8:
+        return None
+    if image.format == "JPEG2000":
+        return _deep_jpeg2000(file, depth(image, file))
+    if image.format == "TIFF":
+        return deep_page(file, page) if set(image.tag_v2[_BITS]) == {16} else None
+    file.seek(25)
+    kind = file.read(1)[0]
+    return None if kind == 0 else _turned(_deep_png(file, gray=kind == _GRAY_AND_ALPHA), image)
+
+
+def depth(image: Image.Image, file: BinaryIO) -> int:
+    """Bits of a value in the file, where it may have more than 8; 8 for what has not, and for what cannot be found out."""
+    if image.format == "HEIF":
+        return image.info.get("bit_depth", 8)
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS, (8,)))
+    file.seek(0)
     if image.format == "PNG":
-        if not is_deep_png(file):
-            return None
-        file.seek(0)
-        kind = file.read(26)[25]
-        return None if kind == 0 else _turned(_deep_png(file, gray=kind == _GRAY_AND_ALPHA), image)
-    if image.format == "JPEG2000" and image.mode != "CMYK":
-        return _deep_jpeg2000(file)
-    if image.format == "TIFF" and set(image.tag_v2.get(258, ())) == {16}:
-        return deep_page(file, page)
-    return None
+        return file.read(25)[24]
+    if image.format == "AVIF":
+        head = file.read(_HEAD)
+        found = head.find(b"av1C")
+        flags = head[found + 6 : found + 7] if found >= 0 else b""
+        return {2: 10, 3: 12}.get(flags[0] >> 5 & 3, 8) if flags else 8
+    if image.format == "JPEG2000":
+        head = file.read(_HEAD)
+        found = head.find(_SIZE_IN_JPEG2000)
+        bits = head[found + _TO_PRECISION] + 1 if found >= 0 else 8
+        return bits if bits <= 16 else 8  # signed numbers have 128 more
+    return 8
 
 
-def is_deep_png(file: BinaryIO) -> bool:
-    """Whether a PNG has 16 bits."""
-    file.seek(24)
-    return file.read(1) == b"\x10"
+def depth_notes(image: Image.Image, file: BinaryIO) -> tuple[str, ...]:
+    """What is lost of the depth of an image that Pillow decoded, in a sentence."""
+    bits = depth(image, file)
+    return () if bits <= 8 or image.mode in MODES else (f"of its {bits} bits 8 are read.",)
 
 
 def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
@@ -71,17 +93,13 @@ def _deep_png(file: BinaryIO, gray: bool) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, :, [2, 3] if gray else [2, 1, 0, 3][: pixels.shape[2]]])
 
 
-def _deep_jpeg2000(file: BinaryIO) -> np.ndarray | None:
+def _deep_jpeg2000(file: BinaryIO, bits: int) -> np.ndarray | None:
     """By imagecodecs; 9 to 15 bits become 16."""
     import imagecodecs
 
     file.seek(0)
-    content = file.read()
-    bits = content[content.find(_SIZE_IN_JPEG2000) + _TO_PRECISION] + 1
-    if not 8 < bits <= 16:  # signed numbers have 128 more
-        return None
-    pixels = imagecodecs.jpeg2k_decode(content)
-    return None if pixels.ndim == 3 and pixels.shape[2] > 4 else widened(np.atleast_3d(pixels), bits)
+    pixels = np.atleast_3d(imagecodecs.jpeg2k_decode(file.read()))
+    return widened(pixels, bits) if pixels.shape[2] <= 4 else None
 
 
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, Unidentified
 
 from ..data.images import image_size
 from ..errors import UserError
-from .deep import MODES, deep_pixels, is_deep_png, sixteen_bits
+from .deep import MODES, deep_pixels, depth_notes, sixteen_bits
 from .metadata import Metadata, metadata_of, without_sizes
 from .rows import BAND, Rows, rows_of
 from .tiff import Tiff, read_tiff
@@ -152,7 +152,7 @@ def _decoded(image: Image.Image, file: BinaryIO, check: Callable[..., None]) -> 
     notes: tuple[str, ...] = ()
     if count > 1:  # a phone's HEIC or MPO with a second view
         notes = (f"of its {count} pictures the first is upscaled.",)
-    notes += _of_deep_cmyk(image)
+    notes += depth_notes(image, file) if pixels is None else ()
     ImageOps.exif_transpose(image, in_place=True)
     rows = _rows(image) if pixels is None else rows_of(pixels)
     return Picture(kind, (Frame(rows),), metadata_of(image, file), notes=notes)
@@ -174,13 +174,11 @@ def _animation(image: Image.Image, file: BinaryIO, count: int) -> Picture:
         loop = int(image.info["loop"])
     else:
         loop = None if image.format == "GIF" else 0
-    deep = image.format == "PNG" and is_deep_png(file)
-    notes = ("it is an animation of 16 bits, of which 8 are read.",) * deep
-    return Picture(image.format, same, metadata_of(image, file), loop, notes)
+    return Picture(image.format, same, metadata_of(image, file), loop, depth_notes(image, file))
 
 
 def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., None]) -> Picture:
-    pages = []
+    pages, notes = [], ()
     for index in range(count):
         image.seek(index)
         check(image.size)  # each has its own
@@ -188,15 +186,10 @@ def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., 
             continue
         pixels = deep_pixels(image, file, index)
         image.load()
+        notes = notes or (depth_notes(image, file) if pixels is None else ())
         pages.append(Frame(_rows(image.copy()) if pixels is None else rows_of(pixels)))
     image.seek(0)
-    return Picture("TIFF", tuple(pages), metadata_of(image), notes=_of_deep_cmyk(image))
-
-
-def _of_deep_cmyk(image: Image.Image) -> tuple[str, ...]:
-    """What is lost of it; JPEG 2000 does not tell its depth."""
-    deep = image.format == "TIFF" and 16 in image.tag_v2.get(258, ())
-    return ("its CMYK of 16 bits is read with 8.",) if deep and image.mode == "CMYK" else ()
+    return Picture("TIFF", tuple(pages), metadata_of(image), notes=notes)
 
 
 def _of_tiff(tiff: Tiff) -> Picture:

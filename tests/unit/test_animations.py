@@ -109,7 +109,7 @@ def test_an_animation_of_16_bits_is_read_with_8_which_is_said():
     frames = [control(0), chunk(b"IDAT", body), control(1), chunk(b"fdAT", struct.pack(">I", 2) + body)]
     content = [still[:33], chunk(b"acTL", struct.pack(">II", 2, 0)), *frames, chunk(b"IEND", b"")]
     picture = open_picture(b"".join(content))
-    assert picture.notes == ("it is an animation of 16 bits, of which 8 are read.",)
+    assert picture.notes == ("of its 16 bits 8 are read.",)
     assert [frame.duration for frame in picture.frames] == [50, 50]
     for frame in picture.frames:
         np.testing.assert_array_equal(frame.rows.whole()[:, :, :3], photo)

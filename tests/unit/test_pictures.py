@@ -116,6 +116,7 @@ def test_inks_of_a_jpeg_2000_are_no_colours_with_alpha():
         assert image.mode == "CMYK"
     found = open_picture(content).rows
     assert (found.channels, found.dtype) == (3, np.uint8)
+    assert open_picture(content).notes == ("of its 16 bits 8 are read.",)
     assert np.abs(found.whole().astype(int) - np.asarray(PHOTO.convert("CMYK").convert("RGB"))).max() <= 1
 
 
@@ -287,6 +288,21 @@ def test_heic():
     picture = open_picture(_saved(PHOTO, "HEIF", exif=_exif(), quality=95))
     assert np.abs(picture.rows.whole().astype(int) - np.asarray(PHOTO)).mean() < 6
     assert b"A camera" in picture.metadata.exif
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_the_depth_that_is_lost_of_avif_and_heic_is_said(bits):
+    pixels = natural_image(16, 24).astype(np.uint16) * 257
+    content = imagecodecs.avif_encode(
+        pixels >> (16 - bits) if bits > 8 else pixels.astype(np.uint8), bitspersample=bits
+    )
+    said = () if bits == 8 else (f"of its {bits} bits 8 are read.",)
+    assert open_picture(content).notes == said
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    deep = heif.from_bytes(mode="RGB;16", size=(24, 16), data=pixels.tobytes())
+    buffer = io.BytesIO()
+    deep.save(buffer, quality=90)
+    assert open_picture(buffer.getvalue()).notes == ("of its 10 bits 8 are read.",)
 
 
 def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path):

@@ -183,7 +183,7 @@ def test_cmyk_of_16_bits_is_read_as_that_of_8():
     )
     np.testing.assert_array_equal(sixteen.rows.whole(), eight.rows.whole())
     assert sixteen.rows.dtype == np.uint8
-    assert (eight.notes, sixteen.notes) == ((), ("its CMYK of 16 bits is read with 8.",))
+    assert (eight.notes, sixteen.notes) == ((), ("of its 16 bits 8 are read.",))
     pages = io.BytesIO()
     with tifffile.TiffWriter(pages) as tiff:
         for _ in range(2):
