@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from ..errors import UserError
 
 MOST = 64
 """Times that a side may become longer."""
+
+_NEARLY = 1e-9  # factors are ratios of sizes
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,11 @@ def parse_scale(text: str) -> Scale:
 def passes(available: Collection[int], factor: float) -> list[int]:
     """Scales of the networks that run one after the other, so that the image becomes at least ``factor`` times as large.
 
-    One, if one is enough: the least that is. Else the largest as often as needed and the least that does the rest, the small ones first,
-    where pixels are few. None for a factor up to 1.
+    As few as can be, of these the ones that make it the least too large, the small ones first, where pixels are few. None for a factor
+    up to 1.
     """
-    chosen: list[int] = []
-    largest, rest = max(available), factor
-    while rest > largest + 1e-9:
-        chosen.append(largest)
-        rest /= largest
-    if rest > 1 + 1e-9:
-        chosen.append(min(scale for scale in available if scale >= rest - 1e-9))
-    return sorted(chosen)
+    count = 0
+    while max(available) ** count < factor - _NEARLY:
+        count += 1
+    chains = itertools.combinations_with_replacement(sorted(available), count)
+    return list(min((chain for chain in chains if math.prod(chain) >= factor - _NEARLY), key=math.prod))
