@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from sr_distill.infer import Enlarger, Scale, Upscaler, Upscalers
 from sr_distill.infer.files import Job
 from sr_distill.infer.rows import rows_of
-from sr_distill.infer.video import upscale_video
+from sr_distill.infer.video import film, upscale_video
 from sr_distill.models import bicubic_model
 
 from ..conftest import natural_image
@@ -189,7 +188,7 @@ def test_an_odd_size_gets_one_more_row(tmp_path):
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     """It computes no frame twice, and the result is that of a run in one piece."""
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "SEGMENT", 5)
+    monkeypatch.setattr(film, "SEGMENT", 5)
     source = _film(tmp_path / "a.mkv", frames=17)
     _upscaled(source, tmp_path / "whole.mkv")
     computed = []
@@ -220,9 +219,9 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_parts_of_another_network_are_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "SEGMENT", 5)
+    monkeypatch.setattr(film, "SEGMENT", 5)
     source = _film(tmp_path / "a.mkv")
-    monkeypatch.setattr(sys.modules["sr_distill.infer.video.film"], "join", lambda *args: 1 / 0)
+    monkeypatch.setattr(film, "join", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _upscaled(source, tmp_path / "out.mkv")
     monkeypatch.undo()
@@ -274,3 +273,30 @@ def test_damage_inside_is_said(tmp_path):
     outcome, _ = _upscaled(tmp_path / "b.mkv", tmp_path / "out.mkv")
     assert outcome.error is None
     assert 25 < len(_frames(tmp_path / "out.mkv")[0]) <= 40
+
+
+def test_times_that_go_back_are_brought_forward(tmp_path, monkeypatch):
+    """As a damaged film has them; muxers stop at them."""
+    whole = film._Frames._decoded
+
+    def disordered(self, *args):
+        times = [0, 80, 80, None, 40, 200, 240, 280]
+        for frame, time in zip(whole(self, *args), times):
+            frame.pts = time
+            yield frame
+
+    monkeypatch.setattr(film._Frames, "_decoded", disordered)
+    outcome, _ = _upscaled(_film(tmp_path / "a.mkv", frames=8), tmp_path / "out.mkv")
+    assert outcome.error is None
+    times = _frames(tmp_path / "out.mkv")[0]
+    assert times == pytest.approx([0, 0.080, 0.081, 0.082, 0.083, 0.200, 0.240, 0.280])
+
+
+def test_nothing_stays_of_a_film_of_which_nothing_could_be_made(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Enlarger, "rows", fail)
+    outcome, _ = _upscaled(_film(tmp_path / "a.mkv"), tmp_path / "out.mkv")
+    assert "not enough memory" in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]

@@ -82,7 +82,10 @@ def _upscaled(av: Any, source: Any, job: Job, enlarger: Enlarger, say: Callable[
         else None
     )
     count = 0
-    with progress_bar(total=total, unit="frame", desc=job.source.name, disable=True if quiet else None) as bar:
+    with (
+        parts.only_if_some(),
+        progress_bar(total=total, unit="frame", desc=job.source.name, disable=True if quiet else None) as bar,
+    ):
         bar.update(skipped := frames.skip(parts.done * SEGMENT))
         while frames.peek() is not None:
             with atomic_path(parts.next()) as temporary:
@@ -106,6 +109,7 @@ class _Frames:
         self.damaged, self.changed = 0, 0
         self._frames = _ahead(self._decoded(av, source, stream))
         self._next = next(self._frames, None)
+        self._last: int | None = None
         self.size = None if self._next is None else (self._next.height, self._next.width)
 
     def _decoded(self, av: Any, source: Any, stream: Any) -> Iterator[Any]:
@@ -126,8 +130,11 @@ class _Frames:
         return self._next
 
     def take(self) -> Any:
-        """The next frame."""
+        """The next frame, later than the one before: muxers stop at times that go back, which damaged films have."""
         frame, self._next = self._next, next(self._frames, None)
+        if frame.pts is None or (self._last is not None and frame.pts <= self._last):
+            frame.pts = 0 if self._last is None else self._last + 1
+        self._last = frame.pts
         return frame
 
     def skip(self, count: int) -> int:

@@ -41,6 +41,15 @@ class Parts:
         """All segments, in their order."""
         return [self._path(index) for index in range(self.done)]
 
+    @contextlib.contextmanager
+    def only_if_some(self) -> Iterator[None]:
+        """Leave nothing behind where the first segment is not finished."""
+        try:
+            yield
+        finally:
+            if not self.done:
+                self.remove()
+
     def remove(self) -> None:
         """When the result is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
