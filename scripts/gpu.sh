@@ -5,12 +5,12 @@
 #   3 the zoo's queue, for the rest of the time; it goes on from OUT/zoo.tar of an earlier call where that is named in RESUME
 # bash scripts/gpu.sh OUT [MINUTES]     into the folder OUT: 1_tests.txt, 2_steps.txt, 3_zoo.txt and zoo.tar (students, last checkpoints)
 # Where 2_steps.txt shows recorded steps, ZOO_OVERRIDES="train.cuda_graph=true train.precision=bf16" is for part 3.
-# Environment: PARTS ("1 2 3"); PYTHON; DEVICE (cuda; cpu for a rehearsal); RESUME, a zoo.tar; ZOO_OVERRIDES, options of every run (key.path=value ...);
+# Environment: PARTS ("1 2 3"); PYTHON (that of .venv, where it is there); DEVICE (cuda; cpu for a rehearsal); RESUME, a zoo.tar; ZOO_OVERRIDES, options of every run (key.path=value ...);
 # ZOO_QUEUE, a folder of options files in the place of options/zoo.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 out="${1:?the folder for results is missing: bash scripts/gpu.sh OUT [MINUTES]}" minutes="${2:-9}"
-parts="${PARTS:-1 2 3}" device="${DEVICE:-cuda}" python="${PYTHON:-python3}" started=$SECONDS failed=0
+parts="${PARTS:-1 2 3}" device="${DEVICE:-cuda}" python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}" started=$SECONDS failed=0
 mkdir -p "$out" || exit 1
 out="$(cd "$out" && pwd)"
 export PYTHONUNBUFFERED=1 SR_DISTILL_TEST_DEVICE="$device"

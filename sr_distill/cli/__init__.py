@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train a student, with or without a teacher",
     "evaluate": "measure models on benchmark sets",
     "inference": "upscale images",
-    "export": "to the files of other runtimes: ONNX, OpenVINO, ncnn, ExecuTorch, Core ML",
+    "export": "to the files of other runtimes: ONNX, OpenVINO, ncnn, ExecuTorch, LiteRT, Core ML",
     "web_demo": "a page that upscales photos in the browser",
     "features": "list the layers whose feature maps can be compared",
     "profile_model": "parameters, MACs, memory and latency of networks",

@@ -15,8 +15,8 @@ class ScheduleOptions(Options):
 
     type: Literal["constant", "cosine", "multistep", "wsd"] = Field(
         "cosine",
-        description="Shape after the warm-up. wsd (warm-up, stable, decay): constant, then linear decay at the end; until the decay "
-        "begins, a run of it can be resumed with another total_steps as if it had been so from the start.",
+        description="Shape after the warm-up. wsd (warm-up, stable, decay): constant, then linear decay at the end; a run of it can be "
+        "prolonged, also after its end (--resume with more total_steps), as if it had been so long from the start.",
     )
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
     min_factor: float = Field(

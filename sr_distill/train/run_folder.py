@@ -261,7 +261,7 @@ def _jumps(before: RunOptions, now: RunOptions, step: int) -> list[str]:
         said.append(
             f"train.total_steps was {before.train.total_steps}, is now {now.train.total_steps}: at step {step} the learning rate jumps from "
             f"{rates[0]:.3g} to {rates[1]:.3g}, so the result is not that of a run of {now.train.total_steps} steps. With schedule.type "
-            "wsd it would be, until its decay begins."
+            "wsd it would be."
         )
     for old, new in zip(before.losses, now.losses):
         weights = weight_at(step, old, before.train.total_steps), weight_at(step, new, now.train.total_steps)
