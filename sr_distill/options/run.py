@@ -42,8 +42,8 @@ class RunOptions(Options):
     student: ArchitectureOptions = Field(description="The network to train.")
     init_from: str | None = Field(
         None,
-        description="A trained model of the same network to start from (of the zoo, a file, a run), trained for this scale or another (then all but the last "
-        "layers are taken over); None: random weights.",
+        description="A trained model of the same network to start from (of the zoo, a file, a run), trained for this scale or another (then "
+        "all but the last layers are taken over); None: random weights.",
     )
     peers: list[ArchitectureOptions] = Field(
         [],
