@@ -99,7 +99,7 @@ class MobileSROptions(Architecture):
     )
     activation: Literal["relu", "prelu", "silu"] = Field(
         "relu",
-        description="relu runs everywhere and quantises best; GPUs of phones reject prelu; silu is the slowest, and brought nothing (docs/study.md).",
+        description="relu runs everywhere and quantises best; GPUs of phones reject prelu; silu is the slowest, and brought nothing.",
     )
 
     only_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"hidden": ("reparam", ("expand",))}
