@@ -221,11 +221,7 @@ def _check(
     among_peers = any(term.source == "peers" for term in terms)
     if among_peers != (len(students) > 1):
         raise UserError("losses: terms against peers need peers=[...], and peers need such terms.")
-    if teacher_weights is not None and set(teacher_weights) != set(teachers):
-        raise UserError(
-            f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
-        )
-    check_shares(teacher_weights or {})
+    check_shares(teacher_weights, teachers)
 
 
 def _check_use(terms: Sequence[TermOptions], features: _FeaturesOf, teachers: Mapping[str, Teacher], x8: bool) -> None:

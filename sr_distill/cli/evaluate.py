@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; name a folder.")
     if args.metrics is not None and args.lpips != "auto":
-        raise UserError(f"--metrics says what is measured: name lpips_{args.lpips} there, instead of --lpips {args.lpips}."
-                        if args.lpips != "none" else "--metrics says what is measured: leave out --lpips none.")  # fmt: skip
+        named = "" if args.lpips == "none" else f"name lpips_{args.lpips} there, and "
+        raise UserError(f"--metrics says what is measured: {named}leave out --lpips {args.lpips}.")
     device, (rank, _) = pick_device(args.device), process_share()
     problems: list[str] = []
     root = args.data_root or data_root()

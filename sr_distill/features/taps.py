@@ -159,7 +159,14 @@ def list_taps(model: SRModel) -> list[TapPoint]:
     """Every layer whose output is a feature map, in the order in which they run; found by a dry run on two small images.
 
     Layers that run more than once in a pass, as shared activations do, are left out.
+
+    Raises:
+        UserError: an exported model has none.
     """
+    if model.spec.runtime is not None:
+        raise UserError(
+            f"{model.spec.name} runs in {model.spec.runtime.split()[0]}, as one piece: it has no layers to look at."
+        )
     outputs: dict[str, Tensor] = {}
     activated = _Activations()
     points: dict[str, TapPoint] = {}
@@ -176,10 +183,6 @@ def list_taps(model: SRModel) -> list[TapPoint]:
                 kind, rectified = type(modules[path]).__name__, activated.rectified(output)
                 points[path] = TapPoint(path, shape[1], shape[-1] / _PROBE, kind, rectified=rectified)
 
-    if model.spec.runtime is not None:
-        raise UserError(
-            f"{model.spec.name} runs in {model.spec.runtime.split()[0]}, as one piece: it has no layers to look at."
-        )
     was_training, example = model.training, next(model.parameters())
     try:
         with watching(model, modules, look), activated:

@@ -16,7 +16,6 @@ MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _GRAY_AND_ALPHA = 4  # of a PNG's colour types
 _SIZE_IN_JPEG2000 = b"\xff\x4f\xff\x51"  # markers SOC and SIZ
 _HEAD = 2**20  # bytes in which a file's description of itself is looked for
-_BITS = 258  # a tag of TIFF
 _TO_PRECISION = 42  # bytes, to Ssiz of the first component
 
 
@@ -39,12 +38,12 @@ def sixteen_bits(image: Image.Image) -> np.ndarray:
 
 def deep_pixels(image: Image.Image, file: BinaryIO, page: int = 0) -> np.ndarray | None:
     """Values of 16 bits that Pillow reads as 8, or not as they are meant: uint16 (H, W, C); None for every other image."""
-    if image.format not in ("PNG", "JPEG2000", "TIFF") or image.mode == "CMYK" or depth(image, file) <= 8:
+    if image.format not in ("PNG", "JPEG2000", "TIFF") or image.mode == "CMYK" or (bits := depth(image, file)) <= 8:
         return None
     if image.format == "JPEG2000":
-        return _deep_jpeg2000(file, depth(image, file))
+        return _deep_jpeg2000(file, bits)
     if image.format == "TIFF":
-        return deep_page(file, page) if set(image.tag_v2[_BITS]) == {16} else None
+        return deep_page(file, page) if set(image.tag_v2[ExifTags.Base.BitsPerSample]) == {16} else None
     file.seek(25)
     kind = file.read(1)[0]
     return None if kind == 0 else _turned(_deep_png(file, gray=kind == _GRAY_AND_ALPHA), image)
@@ -55,7 +54,7 @@ def depth(image: Image.Image, file: BinaryIO) -> int:
     if image.format == "HEIF":
         return image.info.get("bit_depth", 8)
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS, (8,)))
+        return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,)))
     file.seek(0)
     if image.format == "PNG":
         return file.read(25)[24]

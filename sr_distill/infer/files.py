@@ -112,13 +112,14 @@ def jobs_for(
         Job(file, output / target, how)
         for (file, how), target in zip(_kinds(names, kind), _targets(names, label, kind))
     ]
-    itself = next(
-        (job for job in jobs if job.source != STANDARD and job.source.resolve() == job.target.resolve()), None
-    )
-    if itself is not None:
-        raise UserError(f"{itself.target}: the result would take the place of the image: another -o, or a --suffix.")
-    made = {job.target.resolve() for job in jobs}
-    todo = [job for job in jobs if job.source.resolve() not in made or job.source == STANDARD]
+    made = {job.target.resolve(): job for job in jobs}
+    todo = []
+    for job in jobs:
+        maker = None if job.source == STANDARD else made.get(job.source.resolve())
+        if maker is job:
+            raise UserError(f"{job.target}: the result would take the place of the image: another -o, or a --suffix.")
+        if maker is None:
+            todo.append(job)
     notes = (
         []
         if len(todo) == len(jobs)

@@ -32,7 +32,6 @@ SUFFIXES = frozenset({
 MOST_MEGAPIXELS = 300
 """Of an image that is read without being told that it may have more."""
 
-_KIND_OF_PAGE = 254  # a tag of TIFF
 _OPENING = threading.Lock()  # Pillow's limit is global
 
 
@@ -182,7 +181,7 @@ def _pages(image: Image.Image, file: BinaryIO, count: int, check: Callable[..., 
     for index in range(count):
         image.seek(index)
         check(image.size)  # each has its own
-        if pages and image.tag_v2.get(_KIND_OF_PAGE, 0) & 1:  # the same picture, smaller
+        if pages and image.tag_v2.get(ExifTags.Base.NewSubfileType, 0) & 1:  # the same picture, smaller
             continue
         pixels = deep_pixels(image, file, index)
         image.load()

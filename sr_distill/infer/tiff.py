@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import ExifTags
 
 from ..errors import UserError
 
-_ORIENTATION, _XMP, _PROFILE = 274, 700, 34675
 _WHITE_IS_ZERO, _COLORS = 0, {0: 1, 1: 1, 2: 3}  # of PhotometricInterpretation: gray, gray, RGB
 _CMYK = 5
 _UNSPECIFIED, _PREMULTIPLIED = 0, 1  # of ExtraSamples
@@ -51,7 +51,13 @@ def read_tiff(file: BinaryIO, check: Callable[[tuple[int, int]], object]) -> Tif
         check((page.imagewidth, page.imagelength))
         pixels = _pixels(page)
         dpi = tuple(map(float, page.get_resolution("inch"))) if page.resolutionunit in (2, 3) else None
-        return Tiff(pixels, _content(page, _PROFILE), _content(page, _XMP), dpi, len(tiff.pages))
+        return Tiff(
+            pixels,
+            _content(page, ExifTags.Base.InterColorProfile),
+            _content(page, ExifTags.Base.XMLPacket),
+            dpi,
+            len(tiff.pages),
+        )
 
 
 def deep_page(file: BinaryIO, index: int) -> np.ndarray | None:
@@ -107,7 +113,7 @@ def _pixels(page: Any) -> np.ndarray:
         color, alpha = pixels[:, :, :colors].astype(np.float64), pixels[:, :, colors:]
         color = np.rint(color * most / np.maximum(alpha, 1)).clip(0, most)
         pixels = np.concatenate([color.astype(pixels.dtype), alpha], axis=2)
-    orientation = page.tags.get(_ORIENTATION)
+    orientation = page.tags.get(ExifTags.Base.Orientation)
     return turned(pixels, 1 if orientation is None else orientation.value)
 
 

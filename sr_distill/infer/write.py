@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from ..errors import UserError
 from .metadata import XMP_KEYWORD, Metadata, color_chunks
@@ -17,7 +17,6 @@ from .picture import Frame, Picture
 from .png import write_png
 from .rows import Pixels, Rows, converted
 
-_XMP = 700  # a tag of TIFF
 _SEGMENT = 65533  # bytes of EXIF in a JPEG
 _OF_XMP = 29  # bytes of its segment that say that it is XMP
 _PAPER = 255  # what is transparent becomes white where a format has no transparency
@@ -207,7 +206,7 @@ def _write_page(tiff: Any, frame: Frame, metadata: Metadata) -> None:
     if metadata.dpi is not None:
         described |= {"resolution": metadata.dpi, "resolutionunit": "INCH"}
     if metadata.xmp is not None:
-        described["extratags"] = [(_XMP, 1, len(metadata.xmp), metadata.xmp, True)]
+        described["extratags"] = [(int(ExifTags.Base.XMLPacket), 1, len(metadata.xmp), metadata.xmp, True)]
     if rows.has_alpha:
         described["extrasamples"] = ["unassalpha"]
     tiff.write(

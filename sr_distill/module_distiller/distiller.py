@@ -215,9 +215,5 @@ def _key(term: Term, student: str, teacher: str) -> str:
 
 
 def _means(teachers: Mapping[str, nn.Module], weights: Mapping[str, float] | None) -> Mapping[str, float]:
-    if weights is not None and set(weights) != set(teachers):
-        raise UserError(
-            f"teacher_weights names {sorted(weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
-        )
-    check_shares(weights or {})
+    check_shares(weights, list(teachers))
     return dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)

@@ -200,13 +200,17 @@ def idle_in(features: FeatureOptions, terms: Sequence[TermOptions]) -> Iterator[
         yield "normalise"
 
 
-def check_shares(teacher_weights: Mapping[str, float]) -> None:
-    """The mean of several teachers' outputs has a share of each.
+def check_shares(teacher_weights: Mapping[str, float] | None, teachers: Sequence[str]) -> None:
+    """The mean of several teachers' outputs has a share of each; None: the same.
 
     Raises:
-        UserError: a weight is not above 0.
+        UserError: a teacher has none, or one that is not above 0.
     """
-    for name, weight in teacher_weights.items():
+    if teacher_weights is not None and set(teacher_weights) != set(teachers):
+        raise UserError(
+            f"teacher_weights names {sorted(teacher_weights)}, but the teachers are {sorted(teachers)}: give one weight for each."
+        )
+    for name, weight in (teacher_weights or {}).items():
         if not 0 < weight < math.inf:
             raise UserError(f"teacher_weights: that of {name} is {weight}, and each is a number above 0.")
 

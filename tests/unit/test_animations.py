@@ -16,19 +16,12 @@ from sr_distill.infer import open_picture, write_picture
 from sr_distill.infer.write import check
 
 from ..conftest import natural_image
-
-PHOTO = Image.fromarray(natural_image(24, 34))
-
-
-def _saved(image, kind, **settings):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
+from .pictures import PHOTO, saved
 
 
 def _animation(kind, **settings):
     frames = [PHOTO.rotate(angle).convert("P" if kind == "GIF" else "RGB") for angle in (0, 30, 60)]
-    return _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=[50, 100, 250], **settings)
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=[50, 100, 250], **settings)
 
 
 @pytest.mark.parametrize("source", ["GIF", "WEBP", "PNG"])
@@ -54,7 +47,7 @@ def test_what_an_animation_shows_where_it_is_not_known_is_no_frame_of_it():
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     still, *moving = frames
     picture = open_picture(
-        _saved(still, "PNG", save_all=True, append_images=moving, duration=[100, 200], default_image=True)
+        saved(still, "PNG", save_all=True, append_images=moving, duration=[100, 200], default_image=True)
     )
     assert [frame.duration for frame in picture.frames] == [100, 200]
     assert [tuple(frame.rows.whole()[0, 0, :3]) for frame in picture.frames] == [(0, 128, 0), (0, 0, 255)]
@@ -67,7 +60,7 @@ def test_an_animation_is_turned_as_it_says(kind, orientation):
     exif[ExifTags.Base.Orientation] = orientation
     more = {"lossless": True} if kind == "WEBP" else {}
     frames = [PHOTO, PHOTO.rotate(30)]
-    data = _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, exif=exif.tobytes(), **more)
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, exif=exif.tobytes(), **more)
     picture = open_picture(data)
     for frame, source in zip(picture.frames, frames):
         source.getexif()[ExifTags.Base.Orientation] = orientation

@@ -23,24 +23,9 @@ from sr_distill.infer.rows import rows_of
 from sr_distill.infer.write import check, format_of
 
 from ..conftest import natural_image
+from .pictures import PHOTO, PROFILE, saved, written
 
 RNG = np.random.default_rng(0)
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def _saved(image, kind, **settings):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def _written(pixels, kind, metadata=Metadata()):  # noqa: B008
-    buffer = io.BytesIO()
-    write_picture(buffer, Picture("PNG", (Frame(rows_of(pixels)),), metadata), kind)
-    return buffer.getvalue()
-
-
-PHOTO = Image.fromarray(natural_image(24, 34))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +46,7 @@ def test_modes(mode, channels, dtype):
         image = PHOTO.convert(mode)
     kind = "TIFF" if mode in ("CMYK", "F", "LAB") else "PNG"
     # Some versions of Pillow write a TIFF of YCbCr that they cannot read.
-    rows = picture_of(image).rows if mode == "YCbCr" else open_picture(_saved(image, kind)).rows
+    rows = picture_of(image).rows if mode == "YCbCr" else open_picture(saved(image, kind)).rows
     assert (rows.height, rows.width, rows.channels, rows.dtype) == (24, 34, channels, np.dtype(dtype))
     pixels = rows.whole()
     if mode == "I;16":
@@ -79,10 +64,10 @@ def test_modes(mode, channels, dtype):
 def test_transparent_palettes_and_colours():
     palette = PHOTO.convert("P")
     palette.info["transparency"] = palette.getpixel((0, 0))
-    pixels = open_picture(_saved(palette, "PNG", transparency=palette.getpixel((0, 0)))).rows.whole()
+    pixels = open_picture(saved(palette, "PNG", transparency=palette.getpixel((0, 0)))).rows.whole()
     assert pixels.shape[2] == 4
     assert pixels[0, 0, 3] == 0
-    keyed = open_picture(_saved(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0)))).rows.whole()
+    keyed = open_picture(saved(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0)))).rows.whole()
     assert keyed.shape[2] == 4
     assert keyed[0, 0, 3] == 0
     assert keyed[:, :, 3].max() == 255
@@ -127,7 +112,7 @@ def test_png_as_others_read_it(channels, dtype, size):
     pixels = RNG.integers(0, np.iinfo(dtype).max, (*size, channels), dtype=dtype, endpoint=True)
     if size == (131, 77):  # smooth, so that every filter is the best somewhere
         pixels = (np.cumsum(pixels % 3, axis=1) + np.cumsum(pixels % 2, axis=0)).astype(dtype)
-    data = _written(pixels, "png")
+    data = written(pixels, "png")
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if channels == 1:
         np.testing.assert_array_equal(found, pixels[:, :, 0])
@@ -139,7 +124,7 @@ def test_png_as_others_read_it(channels, dtype, size):
 
 def test_png_is_about_as_small_as_libpngs():
     photo = natural_image(300, 400)
-    assert len(_written(photo, "png")) < 1.05 * len(_saved(Image.fromarray(photo), "PNG", compress_level=2))
+    assert len(written(photo, "png")) < 1.05 * len(saved(Image.fromarray(photo), "PNG", compress_level=2))
 
 
 def _exif(**tags):
@@ -154,9 +139,7 @@ def _exif(**tags):
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("target", ["png", "jpg", "webp", "avif"])
 def test_profile_exif_and_resolution_are_kept(source, target):
-    picture = open_picture(
-        _saved(PHOTO, source, exif=_exif(), icc_profile=PROFILE, dpi=(300, 300), xmp=b"<x:xmpmeta/>")
-    )
+    picture = open_picture(saved(PHOTO, source, exif=_exif(), icc_profile=PROFILE, dpi=(300, 300), xmp=b"<x:xmpmeta/>"))
     assert (picture.rows.height, picture.rows.width) == (34, 24)  # turned
     buffer = io.BytesIO()
     write_picture(buffer, picture, target)
@@ -187,7 +170,7 @@ def test_every_orientation(tmp_path, orientation, deep):
         data = plain[:33] + chunk + plain[33:]
     else:
         pixels = natural_image(5, 7)
-        data = _saved(Image.fromarray(pixels), "PNG", exif=exif)
+        data = saved(Image.fromarray(pixels), "PNG", exif=exif)
     turned = {1: pixels, 2: np.fliplr(pixels), 3: np.rot90(pixels, 2), 4: np.flipud(pixels), 5: pixels.transpose(1, 0, 2),
               6: np.rot90(pixels, -1), 7: np.rot90(pixels.transpose(1, 0, 2), 2), 8: np.rot90(pixels)}[orientation]  # fmt: skip
     np.testing.assert_array_equal(open_picture(data).rows.whole(), turned)
@@ -197,7 +180,7 @@ def test_texts_and_colour_chunks_of_a_png_are_kept():
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Author", "Ä person")
     texts.add(b"gAMA", struct.pack(">I", 100000))
-    picture = open_picture(_saved(PHOTO, "PNG", pnginfo=texts))
+    picture = open_picture(saved(PHOTO, "PNG", pnginfo=texts))
     buffer = io.BytesIO()
     write_picture(buffer, picture, "png")
     with Image.open(buffer) as result:
@@ -208,7 +191,7 @@ def test_texts_and_colour_chunks_of_a_png_are_kept():
 
 def test_the_transparent_value_of_deep_gray_is_transparent():
     gray = np.array([[0, 1234], [1234, 65535]], np.uint16)
-    pixels = open_picture(_saved(Image.fromarray(gray), "PNG", transparency=1234)).frames[0].rows.whole()
+    pixels = open_picture(saved(Image.fromarray(gray), "PNG", transparency=1234)).frames[0].rows.whole()
     np.testing.assert_array_equal(pixels[:, :, 0], gray)
     np.testing.assert_array_equal(pixels[:, :, 1], [[65535, 0], [0, 65535]])
 
@@ -220,7 +203,7 @@ def test_sizes_in_pixels_and_the_orientation_are_left_out():
         b'<x:xmpmeta><rdf:Description tiff:ImageWidth="34" tiff:Make=\'m\' exif:PixelYDimension="24">'
         b"<tiff:Orientation>6</tiff:Orientation><tiff:Model>o</tiff:Model></rdf:Description></x:xmpmeta>"
     )
-    kept = open_picture(_saved(PHOTO, "JPEG", exif=exif.tobytes(), xmp=xmp)).metadata
+    kept = open_picture(saved(PHOTO, "JPEG", exif=exif.tobytes(), xmp=xmp)).metadata
     left = Image.Exif()
     left.load(kept.exif)
     assert left[ExifTags.Base.Artist] == "me"
@@ -256,28 +239,28 @@ def test_what_is_too_long_for_a_jpeg_is_left_out_and_said():
         "jpg is written without EXIF, which has 65,534 bytes; it holds 65,533.",
         "jpg is written without XMP, which has 65,505 bytes; it holds 65,504.",
     ]
-    found = open_picture(_written(natural_image(8, 8), "jpg", metadata)).metadata
+    found = open_picture(written(natural_image(8, 8), "jpg", metadata)).metadata
     assert (found.exif, found.xmp, found.dpi) == (None, None, (72.0, 72.0))
     most = Metadata(exif=b"Exif\0\0" + bytes(65527), xmp=bytes(65504))
-    with Image.open(io.BytesIO(_written(natural_image(8, 8), "jpg", most))) as whole:
+    with Image.open(io.BytesIO(written(natural_image(8, 8), "jpg", most))) as whole:
         assert (len(whole.info["exif"]), len(whole.info["xmp"])) == (65533, 65504)
 
 
 def test_what_is_transparent_becomes_white_in_jpeg():
     pixels = np.zeros((16, 16, 4), np.uint8)
-    found = open_picture(_written(pixels, "jpg")).rows.whole()
+    found = open_picture(written(pixels, "jpg")).rows.whole()
     assert found.min() >= 254
 
 
 def test_16_bits_are_rounded_where_there_are_8():
     pixels = np.array([[[0], [128], [129], [65535]]], np.uint16)
-    assert open_picture(_written(pixels, "bmp")).rows.whole().ravel().tolist() == [0, 0, 1, 255]
+    assert open_picture(written(pixels, "bmp")).rows.whole().ravel().tolist() == [0, 0, 1, 255]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_read_again_and_told_by_its_name(kind):
     pixels = natural_image(40, 30)
-    found = open_picture(_written(pixels, kind))
+    found = open_picture(written(pixels, kind))
     assert np.abs(found.rows.whole()[:, :, :3].astype(int) - pixels).mean() < 6
     assert format_of(FORMATS[kind].suffix.upper()) == kind
 
@@ -285,7 +268,7 @@ def test_every_format_is_read_again_and_told_by_its_name(kind):
 def test_heic():
     heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     heif.register_heif_opener()
-    picture = open_picture(_saved(PHOTO, "HEIF", exif=_exif(), quality=95))
+    picture = open_picture(saved(PHOTO, "HEIF", exif=_exif(), quality=95))
     assert np.abs(picture.rows.whole().astype(int) - np.asarray(PHOTO)).mean() < 6
     assert b"A camera" in picture.metadata.exif
 
@@ -306,14 +289,14 @@ def test_the_depth_that_is_lost_of_avif_and_heic_is_said(bits):
 
 
 def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(_saved(PHOTO, "PNG"))
+    (tmp_path / "a.jpg").write_bytes(saved(PHOTO, "PNG"))
     assert open_picture(tmp_path / "a.jpg").format == "PNG"
 
 
 def test_what_is_no_picture_is_one_sentence(tmp_path):
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "empty.png").touch()
-    whole = _saved(PHOTO, "PNG")
+    whole = saved(PHOTO, "PNG")
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "folder.png").mkdir()
     tifffile.imwrite(tmp_path / "many.tif", np.zeros((9, 9, 6), np.uint16), photometric="rgb")
@@ -352,12 +335,12 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     ):
         open_picture(tmp_path / "bomb.png")
     before = Image.MAX_IMAGE_PIXELS
-    open_picture(_saved(Image.new("L", (20000, 10000)), "PNG"))  # larger than Pillow's own limit, smaller than ours
+    open_picture(saved(Image.new("L", (20000, 10000)), "PNG"))  # larger than Pillow's own limit, smaller than ours
     assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_pillow_images():
-    image = Image.open(io.BytesIO(_saved(PHOTO, "JPEG", exif=_exif(), icc_profile=PROFILE)))
+    image = Image.open(io.BytesIO(saved(PHOTO, "JPEG", exif=_exif(), icc_profile=PROFILE)))
     picture = picture_of(image)
     result = to_image(picture.rows, picture.metadata)
     assert result.size == (24, 34)

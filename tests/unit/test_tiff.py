@@ -12,34 +12,19 @@ import numpy as np
 import pytest
 import skimage.io
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image
 
 from sr_distill.errors import UserError
 from sr_distill.infer import open_picture, write_picture
 from sr_distill.infer.metadata import Metadata
-from sr_distill.infer.picture import Frame, Picture
-from sr_distill.infer.rows import rows_of
 from sr_distill.infer.write import check
 
 from ..conftest import natural_image
+from .pictures import PHOTO, PROFILE, saved, written
 
 RNG = np.random.default_rng(0)
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-PHOTO = Image.fromarray(natural_image(24, 34))
 TURNS = {2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud, 5: lambda p: p.swapaxes(0, 1), 6: lambda p: np.rot90(p, -1),
          7: lambda p: np.rot90(p.swapaxes(0, 1), 2), 8: np.rot90}  # fmt: skip
-
-
-def _saved(image, kind, **settings):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def _written(pixels, kind, metadata=Metadata()):  # noqa: B008
-    buffer = io.BytesIO()
-    write_picture(buffer, Picture("PNG", (Frame(rows_of(pixels)),), metadata), kind)
-    return buffer.getvalue()
 
 
 def _tiff(pixels, **settings):
@@ -57,7 +42,7 @@ def _deep(*shape):
 def test_tiff_as_others_read_it(tmp_path, channels, dtype):
     pixels = RNG.integers(0, np.iinfo(dtype).max, (150, 33, channels), dtype=dtype, endpoint=True)
     file = tmp_path / "a.tif"
-    file.write_bytes(_written(pixels, "tiff", Metadata(icc=PROFILE, dpi=(300.0, 150.0))))
+    file.write_bytes(written(pixels, "tiff", Metadata(icc=PROFILE, dpi=(300.0, 150.0))))
     np.testing.assert_array_equal(tifffile.imread(file), pixels.squeeze())
     np.testing.assert_array_equal(skimage.io.imread(file), pixels.squeeze())
     picture = open_picture(file)
@@ -72,12 +57,12 @@ def test_tiff_as_others_read_it(tmp_path, channels, dtype):
 def test_a_later_page_that_is_too_large_is_refused():
     pages = [Image.new("L", (4, 4)), Image.new("L", (300, 300))]
     with pytest.raises(UserError, match="300x300 are 0 megapixels, and at most 0.05"):
-        open_picture(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 0.05)
+        open_picture(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 0.05)
 
 
 def test_pages_of_a_tiff():
     pages = [PHOTO.rotate(angle) for angle in (0, 30)]
-    picture = open_picture(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    picture = open_picture(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert not picture.is_animated
     buffer = io.BytesIO()
     write_picture(buffer, picture, "tiff")
@@ -201,7 +186,7 @@ def test_lab_of_16_bits_is_refused():
 
 def test_xmp_is_kept():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Make="m"/></x:xmpmeta>'
-    data = _written(_deep(9, 9, 2), "tiff", Metadata(xmp=xmp))  # which Pillow does not know
+    data = written(_deep(9, 9, 2), "tiff", Metadata(xmp=xmp))  # which Pillow does not know
     assert tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[700].value == xmp
     assert open_picture(data).metadata.xmp == xmp
-    assert open_picture(_written(natural_image(9, 9), "tiff", Metadata(xmp=xmp))).metadata.xmp == xmp
+    assert open_picture(written(natural_image(9, 9), "tiff", Metadata(xmp=xmp))).metadata.xmp == xmp
