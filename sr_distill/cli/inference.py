@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..api import DEFAULT_MODEL
 from ..console import progress_bar
-from ..devices import keep_freed_memory, pick_device, process_share
+from ..devices import keep_freed_memory, pick_device, process_share, together
 from ..errors import UserError
 from ..export import open_for
 from ..infer import (
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     upscalers, scale = open_for(args.model, scale, prepare, args.runtime, args.architecture)
     label = f"_{scale.label}" if args.suffix is None else args.suffix
-    jobs, more = jobs_for(names, args.output, label, args.format, args.overwrite)
+    # one list for all processes: one that came later would leave out, and so shift, what another has made by then
+    jobs, more = together(lambda: jobs_for(names, args.output, label, args.format, args.overwrite))[0]
     for line in notes + more:
         note(line)
     enlarger = Enlarger(upscalers, scale, args.seamless, note)

@@ -230,7 +230,7 @@ def test_parts_of_another_network_are_not_used(tmp_path, monkeypatch):
 
 
 def test_a_film_of_many_frames_takes_the_memory_of_few(tmp_path):
-    """Frames are let go: at most those that are decoded ahead are alive."""
+    """Frames are let go: those alive are the ones that are decoded ahead, some for each of the decoder's threads, however long the film is."""
     import gc
 
     source, alive = _film(tmp_path / "a.mkv", frames=60), []
@@ -243,7 +243,7 @@ def test_a_film_of_many_frames_takes_the_memory_of_few(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Enlarger, "rows", rows)
         _upscaled(source, tmp_path / "out.mkv")
-    assert max(alive) < 12
+    assert max(alive) < 30
 
 
 def test_what_is_no_film_is_one_sentence(tmp_path):
