@@ -2,7 +2,8 @@
 
 train_zoo.py status              a line for each file of options/zoo/: how far it is
 train_zoo.py run                 train what is not finished, in their order
-train_zoo.py land                put each trained model that beats the one in the zoo, or has none there, into sr_distill/zoo/, with its card
+train_zoo.py land                put each trained model that beats the one in the zoo, or has none there, into sr_distill/zoo/, with its card;
+                                 judged in floats and in 8 bits alike (ONNX Runtime), because phones run both
 """
 
 import argparse
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sr_distill.cli.common import run_command
 from sr_distill.errors import UserError
 from sr_distill.evaluate import mean_scores
+from sr_distill.export import in_runtime
 from sr_distill.files import data_root, write_text
 from sr_distill.models import SRModel, bicubic_model, load_model, save_model
 from sr_distill.options import RunOptions, load_options
@@ -34,6 +36,8 @@ SETS = ("Set5", "Set14")
 METRICS = ("psnr_y", "ssim_y")
 DIGITS = {"psnr_y": 4, "ssim_y": 5, "lpips_squeeze": 5, "vgg19_distance": 5}
 TITLES = {"psnr_y": "PSNR-Y in dB", "ssim_y": "SSIM-Y", "lpips_squeeze": "LPIPS", "vgg19_distance": "VGG19 distance"}
+Scores = dict[str, list[float]]
+"""Means by set, in the order of the metrics."""
 LICENCES = {"hit_srf": "MIT", "rlfn": "Apache-2.0", "PAN": "none stated (research use)"}
 """Of teachers, by the start of their files' names."""
 
@@ -120,26 +124,32 @@ def land(jobs: list[Job]) -> None:
                 print(f"{job.status}: left out until it is finished")
             continue
         model = load_model(job.folder.trained())
-        scores, standing = measure(model, job.metrics), _standing(job.name)
-        judge = job.metrics[job.judged_by]
-        if standing is not None and not _is_better(job, scores, standing):
-            print(
-                f"{job.name}: {judge} {_mean(job, scores):.4f} is no better than the {_mean(job, standing):.4f} in the zoo"
-            )
+        forms, standing = measure_forms(model, job.metrics), _standing(job.name)
+        if standing is not None and not _is_better(job, forms, standing):
+            print(f"{job.name}: {_said(job, forms)} is no better than {_said(job, standing)} in the zoo")
             continue
-        text = card(job, model, scores)  # before the model that it may have begun from is replaced
+        text = card(job, model, forms)  # before the model that it may have begun from is replaced
         save_model(model, ZOO / f"{job.name}.safetensors")
         write_text(ZOO / f"{job.name}.md", text)
-        print(f"{job.name}: {judge} {_mean(job, scores):.4f} is in the zoo now")
+        print(f"{job.name}: {_said(job, forms)} is in the zoo now")
 
 
-def measure(model: SRModel, metrics: Sequence[str] = METRICS) -> dict[str, list[float]]:
+def measure_forms(model: SRModel, metrics: Sequence[str] = METRICS) -> dict[str, Scores]:
+    """Scores of a student in floats and in the 8 bits of its calibrated export, by the name of the form.
+
+    Raises:
+        UserError: ONNX Runtime is not installed.
+    """
+    return {"fp32": measure(model, metrics), "int8": measure(in_runtime(model, "onnx", "int8"), metrics)}
+
+
+def measure(model: SRModel, metrics: Sequence[str] = METRICS) -> Scores:
     """Means by set, in the order of the metrics."""
     scores = mean_scores(model, SETS, metrics, data_root())
     return {name: [round(means[metric], DIGITS[metric]) for metric in metrics] for name, means in scores.items()}
 
 
-def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
+def card(job: Job, model: SRModel, forms: dict[str, Scores]) -> str:
     """What the file is, how good, made from what, how to repeat it, and its licence."""
     options, architecture = job.options, job.options.student
     teacher = options.teacher.model
@@ -147,7 +157,7 @@ def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
     rows = {"bicubic": measure(bicubic_model(options.scale), job.metrics)}
     if options.init_from is not None:
         rows[f"{options.init_from}, from which it began"] = measure(open_model(options.init_from), job.metrics)
-    rows[job.name] = scores
+    rows |= {job.name: forms["fp32"], f"{job.name} in int8, calibrated (ONNX Runtime)": forms["int8"]}
     rows[f"its teacher, {Path(teacher).stem}"] = measure(open_model(teacher, options.scale), job.metrics)
     lines = [f"| {name} | " + " | ".join(map(_cell, row.values())) + " |" for name, row in rows.items()]
     path = job.path.resolve()
@@ -167,8 +177,8 @@ def card(job: Job, model: SRModel, scores: dict[str, list[float]]) -> str:
 
 A student for phones: mobile_sr ({shape}), for x{options.scale}, {kind}.
 
-| | {" | ".join(scores)} |
-|---|{"---|" * len(scores)}
+| | {" | ".join(forms["fp32"])} |
+|---|{"---|" * len(forms["fp32"])}
 {chr(10).join(lines)}
 
 {" / ".join(TITLES[metric] for metric in job.metrics)} of the RGB output; luma without a border of {options.scale}.{more}
@@ -185,7 +195,7 @@ To repeat it:
 Licence of the teacher's weights: {licence}. The photographs are research data of their publishers.
 
 ```json
-{json.dumps(scores)}
+{json.dumps(forms)}
 ```
 """
 
@@ -206,18 +216,23 @@ def _cell(values: list[float]) -> str:
     return " / ".join([f"{psnr:.2f}", *(f"{value:.4f}" for value in others)])
 
 
-def _standing(name: str) -> dict[str, list[float]] | None:
+def _standing(name: str) -> dict[str, Scores] | None:
     """The scores on the card in the zoo."""
     path = ZOO / f"{name}.md"
     return json.loads(path.read_text().split("```json")[1].split("```")[0]) if path.exists() else None
 
 
-def _is_better(job: Job, scores: dict[str, list[float]], standing: dict[str, list[float]]) -> bool:
-    difference = _mean(job, scores) - _mean(job, standing)
+def _is_better(job: Job, forms: dict[str, Scores], standing: dict[str, Scores]) -> bool:
+    difference = sum(_mean(job, forms[form]) - _mean(job, standing[form]) for form in forms)
     return difference < 0 if job.is_perceptual else difference > 0
 
 
-def _mean(job: Job, scores: dict[str, list[float]]) -> float:
+def _said(job: Job, forms: dict[str, Scores]) -> str:
+    """What it is judged by, in words."""
+    return f"{job.metrics[job.judged_by]} " + ", ".join(f"{_mean(job, forms[form]):.4f} in {form}" for form in forms)
+
+
+def _mean(job: Job, scores: Scores) -> float:
     return sum(values[job.judged_by] for values in scores.values()) / len(scores)
 
 

@@ -104,6 +104,8 @@ def test_the_queue_names_what_is_wrong(work, queue):
 
 
 def test_what_is_better_lands_in_the_zoo_with_its_card(work, queue, scripts, monkeypatch, capsys):
+    """Judged in floats and in 8 bits."""
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed (requirements-export.txt)")
     import train_zoo
 
     _zoo(queue, "run", "--only", "first")
@@ -116,16 +118,21 @@ def test_what_is_better_lands_in_the_zoo_with_its_card(work, queue, scripts, mon
     assert [path.name for path in sorted((work / "zoo").iterdir())] == ["first.md", "first.safetensors"]
     model = load_model(work / "zoo/first.safetensors")
     card = (work / "zoo/first.md").read_text()
-    scores = json.loads(card.split("```json")[1].split("```")[0])
-    assert scores == train_zoo.measure(model)
+    forms = json.loads(card.split("```json")[1].split("```")[0])
+    assert forms == train_zoo.measure_forms(model)
+    assert forms["fp32"] == train_zoo.measure(model) != forms["int8"]
     assert f"{model.num_parameters:,} parameters" in card
     assert "queue/0_first.yml train.threads=1\n" in card
     train_zoo.land(jobs)
-    assert "is no better than the" in capsys.readouterr().out
-    worse = {name: [psnr - 1, ssim] for name, (psnr, ssim) in scores.items()}
-    (work / "zoo/first.md").write_text(f"```json\n{json.dumps(worse)}\n```")
-    train_zoo.land(jobs)
-    assert (work / "zoo/first.md").read_text() == card
+    assert "is no better than psnr_y" in capsys.readouterr().out
+    for float_loss, int8_loss, lands in ((1, 0, True), (-1, 2, True), (-2, 1, False)):
+        losses = {"fp32": float_loss, "int8": int8_loss}
+        other = {
+            form: {name: [psnr - losses[form], ssim] for name, (psnr, ssim) in forms[form].items()} for form in forms
+        }
+        (work / "zoo/first.md").write_text(f"```json\n{json.dumps(other)}\n```")
+        train_zoo.land(jobs)
+        assert ((work / "zoo/first.md").read_text() == card) == lands
 
 
 def test_quality_against_time(work, scripts, monkeypatch, capsys):
