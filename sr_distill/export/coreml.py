@@ -28,6 +28,7 @@ class CoreMl(Format):
     suffix = ".mlpackage"
     packages = {"coremltools": "coremltools"}
     ios = ("rgb", "y")  # Core ML takes pictures as they are, when the app declares them so
+    rounds_maps = False
     runs_here = False
 
     def _convert(

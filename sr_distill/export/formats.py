@@ -36,6 +36,7 @@ class Format(ABC):
         precisions, ios: what there is.
         dynamic: whether images of any size can go in.
         lowering: how operators are written for it.
+        rounds_maps: whether int8 is that of maps, too, and not of weights alone.
         runs_here: whether the runtime runs on this kind of machine, so that an export is proved by running it.
     """
 
@@ -47,6 +48,7 @@ class Format(ABC):
     ios: ClassVar[tuple[Io, ...]] = IOS
     dynamic: ClassVar[bool] = True
     lowering: ClassVar[Lowering] = Lowering()
+    rounds_maps: ClassVar[bool] = True
     runs_here: ClassVar[bool] = True
 
     def convert(
@@ -61,7 +63,7 @@ class Format(ABC):
         Raises:
             UserError: the runtime's converter does not take the network.
         """
-        with self._errors(f"{self.runtime} does not take {graph.spec.name}"), torch.no_grad(), silence():
+        with self.errors(f"{self.runtime} does not take {graph.spec.name}"), torch.no_grad(), silence():
             self._convert(graph, signature, precision, photos, path)
 
     def open(self, path: Path, threads: int) -> Runner:
@@ -70,7 +72,7 @@ class Format(ABC):
         Raises:
             UserError: the runtime cannot load it.
         """
-        with self._errors(f"{path}: {self.runtime} cannot open it"), silence():
+        with self.errors(f"{path}: {self.runtime} cannot open it"), silence():
             return self._open(path, threads)
 
     @abstractmethod
@@ -85,7 +87,7 @@ class Format(ABC):
 
     @staticmethod
     @contextmanager
-    def _errors(what: str) -> Iterator[None]:
+    def errors(what: str) -> Iterator[None]:
         """Converters and runtimes have exceptions of their own, many for operators that they do not have."""
         try:
             yield

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.bicubic import mirrored
 from ..errors import UserError
 from ..evaluate import RUNTIMES, count_cost
-from ..models import ModelSpec, SRModel, model_key
+from ..models import ModelSpec, SRModel, for_int8, model_key
 from ..models.receptive_field import declare, receptive_field
 from .formats import FORMATS, Precision, Runner
 from .graph import ExportGraph, Io, Signature
@@ -184,14 +184,19 @@ def in_runtime(
 def write(
     model: SRModel, runtime: str, signature: Signature, precision: Precision, calibration: Path | None, path: Path
 ) -> ExportGraph:
-    """Convert a model to a runtime's files; returns the graph that they were made from.
+    """Convert a model to a runtime's files; returns the graph that they were made from, in floats.
 
     Raises:
         UserError: the runtime's converter does not take the network.
     """
-    kind = FORMATS[runtime]
+    kind, photos = FORMATS[runtime], []
+    if precision == "int8":
+        files = calibration_files(calibration)
+        photos = inputs(files, signature)
+        if kind.rounds_maps:
+            with kind.errors(f"{kind.runtime} does not take {model.spec.name}"):
+                model = for_int8(model, inputs(files, Signature("rgb", model.spec.scale, None)))
     graph = ExportGraph(model, signature.io, kind.lowering).eval()
-    photos = inputs(calibration_files(calibration), signature) if precision == "int8" else []
     kind.convert(graph, signature, precision, photos, path)
     return graph
 

@@ -7,6 +7,7 @@ from .blocks import collapse
 from .build import build_model
 from .deployed import Deployed
 from .files import describe, load_model, model_key, save_model, tells_itself
+from .for_int8 import for_int8
 from .plain import as_model, share_weights
 from .quantised import calibrate, quantised, ranges
 from .teacher import Teacher, self_ensembled
@@ -26,6 +27,7 @@ __all__ = [
     "calibrate",
     "collapse",
     "describe",
+    "for_int8",
     "load_model",
     "model_key",
     "quantised",

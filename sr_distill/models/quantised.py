@@ -118,13 +118,24 @@ def quantised(model: SRModel, momentum: float) -> SRModel:
     """
     plain = model.collapsed().unrounded()
     net = collapse(plain.net)
-    names = {module: name for name, module in net.named_modules() if type(module) is nn.Conv2d}
-    if not names or plain.spec.architecture is None or net.state_dict().keys() != plain.net.state_dict().keys():
+    has_convolutions = any(type(module) is nn.Conv2d for module in net.modules())
+    if (
+        not has_convolutions
+        or plain.spec.architecture is None
+        or net.state_dict().keys() != plain.net.state_dict().keys()
+    ):
         raise ValueError(f"{model.spec.name} has no file of plain convolutions")
-    rounding = SRModel(net, plain.spec).eval()
+    return with_rounding(plain, momentum).train(model.training)
+
+
+def with_rounding(model: SRModel, momentum: float) -> SRModel:
+    """A copy of a model in its deployed form, of any kind, that rounds as :func:`quantised` has it; in eval mode."""
+    net = collapse(model.net)
+    names = {module: name for name, module in net.named_modules() if type(module) is nn.Conv2d}
+    rounding = SRModel(net, model.spec).eval()
     for conv, settings in _settings(rounding, list(names)).items():
         net.set_submodule(names[conv], FakeQuantisedConv2d(conv, momentum, *settings))
-    return rounding.train(model.training)
+    return rounding
 
 
 @torch.no_grad()
@@ -169,7 +180,8 @@ def _settings(model: SRModel, convs: list[nn.Conv2d]) -> dict[nn.Conv2d, tuple[b
     finally:
         for hook in hooks:
             hook.remove()
-    rectified = {conv: relu for conv in convs for relu in relus if into[relu] is out_of[conv]}
+    convs = [conv for conv in convs if conv in into]  # those that take part
+    rectified = {conv: relu for conv in convs for relu in relus if into.get(relu) is out_of[conv]}
     rounded_maps = [out_of[rectified.get(conv, conv)] for conv in convs]
     return {conv: (not any(into[conv] is each for each in rounded_maps), conv in rectified) for conv in convs}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -218,6 +220,32 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert _packets(tmp_path / "out.mkv", "audio") == _packets(tmp_path / "whole.mkv", "audio")
 
 
+def test_nothing_is_decoded_any_more_when_an_interrupted_film_is_closed(tmp_path, monkeypatch):
+    """Else FFmpeg reads freed memory: the process ends with a segmentation fault now and then."""
+    decoded, source = [], _film(tmp_path / "a.mkv", frames=40)
+    inner = film._Frames._decoded
+
+    def slowly(*args):
+        for frame in inner(*args):
+            time.sleep(0.05)
+            decoded.append(frame.pts)
+            yield frame
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(film._Frames, "_decoded", slowly)
+    monkeypatch.setattr(Enlarger, "rows", stop)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as held:  # with its frames, as whoever prints it holds it
+        _upscaled(source, tmp_path / "out.mkv")
+    assert threading.active_count() == before
+    count = len(decoded)
+    time.sleep(0.3)
+    assert len(decoded) == count < 10
+    assert held.traceback
+
+
 def test_parts_of_another_network_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(film, "SEGMENT", 5)
     source = _film(tmp_path / "a.mkv")
@@ -281,8 +309,8 @@ def test_times_that_go_back_are_brought_forward(tmp_path, monkeypatch):
 
     def disordered(self, *args):
         times = [0, 80, 80, None, 40, 200, 240, 280]
-        for frame, time in zip(whole(self, *args), times):
-            frame.pts = time
+        for frame, moment in zip(whole(self, *args), times):
+            frame.pts = moment
             yield frame
 
     monkeypatch.setattr(film._Frames, "_decoded", disordered)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -45,18 +46,20 @@ def upscale_video(job: Job, enlarger: Enlarger, say: Callable[[str], object], qu
         except (av.error.FFmpegError, OSError) as error:
             raise UserError(f"{job.source}: cannot be read as a video ({reason_of(error)}).") from error
         with source:
-            return _upscaled(av, source, job, enlarger, say, quiet)
+            stream = next((s for s in source.streams.video if not _is_cover(s)), None)
+            if stream is None:
+                raise UserError(f"{job.source}: there is no video in it.")
+            stream.thread_type = "AUTO"
+            with contextlib.closing(_Frames(av, source, stream)) as frames:  # before the file that they are read from
+                return _upscaled(av, stream, frames, job, enlarger, say, quiet)
     except Exception as error:
         of_pyav = type(error).__module__.startswith("av")
         return failed(job, UserError(f"{job.source}: {reason_of(error)}.") if of_pyav else error)
 
 
-def _upscaled(av: Any, source: Any, job: Job, enlarger: Enlarger, say: Callable[[str], object], quiet: bool) -> Outcome:
-    stream = next((s for s in source.streams.video if not _is_cover(s)), None)
-    if stream is None:
-        raise UserError(f"{job.source}: there is no video in it.")
-    stream.thread_type = "AUTO"
-    frames = _Frames(av, source, stream)
+def _upscaled(
+    av: Any, stream: Any, frames: _Frames, job: Job, enlarger: Enlarger, say: Callable[[str], object], quiet: bool
+) -> Outcome:
     first = frames.peek()
     if first is None:
         raise UserError(f"{job.source}: none of its frames can be decoded.")
@@ -125,6 +128,10 @@ class _Frames:
             except av.error.InvalidDataError:
                 self.damaged += 1
 
+    def close(self) -> None:
+        """Wait until nothing is decoded any more: FFmpeg crashes where a file is closed under another thread that reads it."""
+        self._frames.close()
+
     def peek(self) -> Any:
         """The frame that comes next; None at the end."""
         return self._next
@@ -146,9 +153,10 @@ class _Frames:
         return done
 
 
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+def _ahead(items: Iterator[Any]) -> Generator[Any, None, None]:
     """The same, ``_AHEAD`` of them computed by another thread before they are asked for."""
-    with ThreadPoolExecutor(1) as worker:
+    worker = ThreadPoolExecutor(1)
+    try:
         waiting = [worker.submit(next, items, None) for _ in range(_AHEAD)]
         while True:
             item = waiting.pop(0).result()
@@ -156,6 +164,8 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
                 return
             waiting.append(worker.submit(next, items, None))
             yield item
+    finally:
+        worker.shutdown(cancel_futures=True)
 
 
 def _segment(
