@@ -114,18 +114,23 @@ def quantised(model: SRModel, momentum: float) -> SRModel:
     another activation than ReLU a long skip reads the map before it is rounded, in the file after: half a level.)
 
     Raises:
+        ValueError: see :func:`check_has_convolutions`.
+    """
+    check_has_convolutions(model)
+    return with_rounding(model.collapsed().unrounded(), momentum).train(model.training)
+
+
+def check_has_convolutions(model: SRModel) -> None:
+    """Raise where a model cannot be saved with the ranges of its convolutions.
+
+    Raises:
         ValueError: it has no convolutions that stay as they are when it is saved.
     """
     plain = model.collapsed().unrounded()
     net = collapse(plain.net)
-    has_convolutions = any(type(module) is nn.Conv2d for module in net.modules())
-    if (
-        not has_convolutions
-        or plain.spec.architecture is None
-        or net.state_dict().keys() != plain.net.state_dict().keys()
-    ):
+    is_saved = plain.spec.architecture is not None and net.state_dict().keys() == plain.net.state_dict().keys()
+    if not is_saved or not any(type(module) is nn.Conv2d for module in net.modules()):
         raise ValueError(f"{model.spec.name} has no file of plain convolutions")
-    return with_rounding(plain, momentum).train(model.training)
 
 
 def with_rounding(model: SRModel, momentum: float) -> SRModel:

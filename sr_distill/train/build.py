@@ -17,7 +17,8 @@ from ..errors import UserError
 from ..features import FeaturePair, TappedTeacher, choose_pairs
 from ..infer import WholeOutputs
 from ..losses import Loss
-from ..models import SRModel, Teacher, build_model, calibrate, quantised
+from ..models import SRModel, Teacher, build_model, calibrate, for_int8
+from ..models.quantised import check_has_convolutions, with_rounding
 from ..options import LossOptions, RunOptions
 from ..options.sections import FeatureOptions, QuantizationOptions
 from ..zoo import open_model
@@ -156,14 +157,15 @@ def _sources(loss: Loss, student: str, students: list[str], teachers: list[str])
 
 
 def _rounding(quantization: QuantizationOptions, student: SRModel) -> SRModel:
-    """The student with the rounding, which begins with the ranges that it has on photographs, as exports do."""
+    """The student with the rounding, which begins as exports do: prepared for it, and with the ranges that it has on photographs."""
     try:
-        rounding = quantised(student, quantization.momentum)
+        check_has_convolutions(student)
     except ValueError as error:
         raise UserError(f"quantization: {error}; it is for networks such as mobile_sr.") from None
-    photos = (shrunk_middle(path, student.spec.scale) for path in embedded.training_photos())
-    calibrate(rounding, (photo[None].float().div(255) for photo in photos))
-    return rounding
+    photos = [shrunk_middle(path, student.spec.scale)[None].float().div(255) for path in embedded.training_photos()]
+    rounding = with_rounding(for_int8(student, photos), quantization.momentum)
+    calibrate(rounding, photos)
+    return rounding.train(student.training)
 
 
 def _start_from(options: RunOptions, student: SRModel) -> list[str]:
