@@ -84,15 +84,15 @@ def correct_biases(model: SRModel, images: Sequence[Tensor]) -> None:
     rounding = with_rounding(model, momentum=1.0)
     calibrate(rounding, images)
     convs = {name: module for name, module in rounding.net.named_modules() if isinstance(module, FakeQuantisedConv2d)}
-    wanted: dict[str, Tensor] = {}
+    wanted: dict[str, list[Tensor]] = {name: [] for name in convs}
 
     def note(name: str, module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
-        wanted[name] = out.relu().mean((0, 2, 3)) if convs[name].rectifies else out.mean((0, 2, 3))
+        wanted[name].append((out.relu() if convs[name].rectifies else out).mean((0, 2, 3)))
 
     def correct(name: str, module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-        if module.bias is not None:
+        if module.bias is not None and len(wanted[name]) == 1:  # one that is used again has no mean of its own
             for _ in range(_ROUNDS):
-                module.bias += wanted[name] - out.mean((0, 2, 3))
+                module.bias += wanted[name][0] - out.mean((0, 2, 3))
                 out = module.forward(*args)
             model.net.get_submodule(name).bias.copy_(module.bias)
         return out  # which the convolutions behind it see

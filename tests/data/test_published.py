@@ -134,7 +134,8 @@ def test_the_cards_of_the_zoo_tell_what_is_measured(data_root, name):
     for form, promised in forms.items():
         as_form = model if form == "fp32" else in_runtime(model, "onnx", form)
         near = 0.006 if form == "fp32" else 0.02  # processors round sums of bytes differently
-        for key, (psnr, ssim, *distances) in promised.items():
+        for key in promised if form == "fp32" else ["Set5"]:
+            psnr, ssim, *distances = promised[key]
             metrics = ("psnr_y", "ssim_y", *(("lpips_squeeze",) if distances else ()))
             result = mean_scores(as_form, (key,), metrics, data_root)[key]
             assert result["psnr_y"] == pytest.approx(psnr, abs=near)
