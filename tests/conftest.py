@@ -165,7 +165,7 @@ SMALL = {
 
 def small(name: str, **tree):
     """Options of a small network of this type."""
-    return architecture(type=name, **SMALL.get(name, {}), **tree)
+    return architecture(type=name, **SMALL.get(name, {}) | tree)
 
 
 def heed_ctrl_c() -> None:

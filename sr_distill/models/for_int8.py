@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from .base import SRModel
 from .blocks import collapse
-from .quantised import FakeQuantisedConv2d, calibrate, with_rounding
+from .quantised import FakeQuantisedConv2d, calibrate, hooked, with_rounding
 
 _EXPONENT = 0.5
 _LEAST = 0.01
@@ -56,7 +55,7 @@ def equalise(model: SRModel, images: Sequence[Tensor]) -> None:
     """
     inputs = _inputs(model, images)
     program = torch.export.export(model.net, (inputs[0],)).module()
-    factors = _factors(program, _Alike(program), inputs)
+    factors = _factors(program, inputs)
     for conv in filter(_is_convolution, program.graph.nodes):
         source, weight, bias = (*conv.args[:3], None)[:3]
         kernel = model.net.get_parameter(weight.target)
@@ -98,81 +97,49 @@ def correct_biases(model: SRModel, images: Sequence[Tensor]) -> None:
         return out  # which the convolutions behind it see
 
     batch = torch.cat(list(images))
-    with _hooked(model.net, convs, note):
+    with hooked((model.net.get_submodule(name), functools.partial(note, name)) for name in convs):
         model(batch)
-    with _hooked(rounding.net, convs, correct):
+    with hooked((module, functools.partial(correct, name)) for name, module in convs.items()):
         rounding.eval()(batch)
-
-
-@contextmanager
-def _hooked(net: nn.Module, names: Iterable[str], hook: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Let ``hook(name, module, args, out)`` see what comes out of modules, and replace it."""
-    handles = [net.get_submodule(name).register_forward_hook(functools.partial(hook, name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _inputs(model: SRModel, images: Sequence[Tensor]) -> list[Tensor]:
     """What the network itself is given of images: padded, in its range and colours."""
-    found = []
-    handle = model.net.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    try:
+    found: list[Tensor] = []
+    with hooked([(model.net, lambda module, args, out: found.append(args[0]))]):
         for image in images:
             model(image)
-    finally:
-        handle.remove()
     return found
 
 
-class _Alike:
-    """Which maps of a program must be scaled alike, and which must stay."""
-
-    def __init__(self, program: GraphModule) -> None:
-        self._other: dict[Node, Node] = {}
-        staying: set[Node] = set()
-        for node in program.graph.nodes:
-            maps = [each for each in node.all_input_nodes if each.op != "get_attr"]
-            if _passes_factors_on(node, maps):
-                for each in maps:
-                    self._join(each, node)
-            elif not _is_convolution(node):
-                staying |= {node, *maps}
-        self._staying = {self.first(node) for node in staying}
-        self.maps = [
-            node for node in program.graph.nodes if node.op == "call_function" and self.first(node) not in self._staying
-        ]
-
-    def _join(self, one: Node, other: Node) -> None:
-        one, other = self.first(one), self.first(other)
-        if one is not other:
-            self._other[one] = other
-
-    def first(self, node: Node) -> Node:
-        """One of those that are scaled as this one is, always the same."""
-        while node in self._other:
-            node = self._other[node]
-        return node
-
-
-def _factors(program: GraphModule, alike: _Alike, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
+def _factors(program: GraphModule, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
     """What each map is divided by, (C,), of geometric mean 1."""
-    watched = _Largest(program, [node for node in alike.maps if not _is_rounded_after_its_relu(node)])
+    groups = _scaled_alike(program)
+    watched = _Largest(program, [node for group in groups for node in group if not _is_rounded_after_its_relu(node)])
     for image in inputs:
         watched.run(image)
-    largest: dict[Node, Tensor] = {}
-    for node, values in watched.found.items():
-        first = alike.first(node)
-        largest[first] = torch.maximum(largest.get(first, values), values)
     factors = {}
-    for node in alike.maps:
-        values = largest[alike.first(node)]
+    for group in groups:
+        values = torch.stack([watched.found[node] for node in group if node in watched.found]).amax(0)
         if values.max() > 0:
             factor = values.clamp_min(_LEAST * values.max()) ** _EXPONENT
-            factors[node] = factor / factor.log().mean().exp()
+            factors |= dict.fromkeys(group, factor / factor.log().mean().exp())
     return factors
+
+
+def _scaled_alike(program: GraphModule) -> list[set[Node]]:
+    """The maps that may be scaled, those together that must be scaled alike."""
+    group_of = {node: {node} for node in program.graph.nodes}
+    staying: set[Node] = set()
+    for node in program.graph.nodes:
+        maps = [each for each in node.all_input_nodes if each.op != "get_attr"]
+        if _passes_factors_on(node, maps):
+            joined = set().union(*(group_of[each] for each in (node, *maps)))
+            group_of |= dict.fromkeys(joined, joined)
+        elif not _is_convolution(node):
+            staying |= {node, *maps}
+    groups = {id(group): group for group in group_of.values()}.values()
+    return [group for group in groups if group.isdisjoint(staying)]
 
 
 class _Largest(Interpreter):

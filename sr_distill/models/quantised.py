@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,17 @@ def ranges(net: nn.Module) -> Ranges:
     }
 
 
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Tensor | None]]]) -> Iterator[None]:
+    """Let functions see what goes into modules and comes out, as PyTorch's forward hooks do, and no longer."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def _settings(model: SRModel, convs: list[nn.Conv2d]) -> dict[nn.Conv2d, tuple[bool, bool]]:
     """Whether each convolution gets a map that is not rounded yet, and whether a ReLU follows; seen in a pass over a small image."""
@@ -179,12 +191,8 @@ def _settings(model: SRModel, convs: list[nn.Conv2d]) -> dict[nn.Conv2d, tuple[b
         into[module], out_of[module] = args[0], out
 
     relus = [module for module in model.net.modules() if isinstance(module, nn.ReLU)]
-    hooks = [module.register_forward_hook(note) for module in (*convs, *relus)]
-    try:
+    with hooked((module, note) for module in (*convs, *relus)):
         model(torch.zeros(1, 3, *[_side(model.spec)] * 2, device=next(model.net.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     convs = [conv for conv in convs if conv in into]  # those that take part
     rectified = {conv: relu for conv in convs for relu in relus if into.get(relu) is out_of[conv]}
     rounded_maps = [out_of[rectified.get(conv, conv)] for conv in convs]

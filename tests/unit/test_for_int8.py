@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sr_distill.data import embedded
 from sr_distill.export import Signature
 from sr_distill.export.photos import calibration_files, inputs
 from sr_distill.models import STUDENTS, build_model, for_int8
@@ -15,7 +16,7 @@ from sr_distill.models.for_int8 import correct_biases, equalise
 from sr_distill.models.quantised import calibrate, quantised, with_rounding
 from sr_distill.zoo import open_model
 
-from ..conftest import SMALL, architecture, small
+from ..conftest import small
 
 
 def _photos(scale):
@@ -23,7 +24,7 @@ def _photos(scale):
 
 
 def _plain(name, scale, **tree):
-    model = build_model(architecture(type=name, **SMALL.get(name, {}) | tree), scale).eval()
+    model = build_model(small(name, **tree), scale).eval()
     return SRModel(collapse(model.net), model.spec)
 
 
@@ -131,8 +132,6 @@ def test_means_behind_rounded_convolutions_are_those_in_floats():
 @pytest.mark.parametrize("name", ["mobile_sr_tiny_x4", "mobile_sr_large_x4", "mobile_sr_tiny_x2"])
 def test_half_of_what_8_bits_lose_is_kept(name):
     """Shipped students, rounded map for map as their files in ONNX Runtime are, on photographs that play no part in it."""
-    from sr_distill.data import embedded
-
     model = open_model(name).eval()
     scale = model.spec.scale
     photos, others = (inputs(files, Signature("rgb", scale, None))
